@@ -1,0 +1,1 @@
+"""Model -> Bundle: frontends, backends, measurement, parity."""

@@ -1,0 +1,1 @@
+"""The board catalogue, cross toolchains and emulation."""

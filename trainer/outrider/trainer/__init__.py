@@ -1,0 +1,1 @@
+"""Data -> Model: recipes, runs, gates and the retrain worker."""
