@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from outrider.runtime.messages.topics import Identifier
-from outrider.runtime.target import Target
+from outrider.runtime.target import Requirements, Target
 
 VERSION = 1
 BLOCK_BYTES = 128 * 1024
@@ -75,6 +75,15 @@ class Delta(_Message, frozen=True, kw_only=True):
     size: int
 
 
+class ArtifactNeed(_Message, frozen=True, kw_only=True):
+    """What one artifact of the wanted bundle needs, so that a device can refuse before it fetches a byte."""
+
+    format: str
+    abi: int
+    package: str | None
+    needs: Requirements
+
+
 class SlotDesired(_Message, frozen=True, kw_only=True):
     """The bundle that one slot shall run. `release` is the fleet's release number, which the rollback floor limits.
 
@@ -89,6 +98,7 @@ class SlotDesired(_Message, frozen=True, kw_only=True):
     release: int
     target: str
     signature: str
+    artifacts: tuple[ArtifactNeed, ...]
     urls: tuple[str, ...] = ()
     deltas: tuple[Delta, ...] = ()
     health: Health = Health()
