@@ -1,0 +1,81 @@
+"""What an engine is, and how arrays meet the dtypes of a signature."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.runtime.bundle.manifest import ArtifactEntry, Dtype, Signature, TensorSpec
+from outrider.runtime.errors import BadBundleError
+
+Array = NDArray[Any]
+RowFunction = Callable[[Array], Array]
+
+
+class Engine(ABC):
+    """Executes one artifact.
+
+    `binding` says how the code is called (`cffi`, `ctypes`, `onnxruntime`). `run` may be called from several
+    threads; the engine's docstring says whether calls run side by side or in turn.
+    """
+
+    binding: str
+
+    @classmethod
+    @abstractmethod
+    def open(cls, entry: ArtifactEntry, data: bytes, signature: Signature) -> Engine:
+        """Load the artifact's bytes. Raises EngineMissingError, TargetMismatchError or EngineFault."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a batch. Inputs are C-contiguous, of the signature's dtypes and shapes; outputs are new arrays.
+
+        Raises EngineFault.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the artifact. Calling it again does nothing; calling `run` afterwards raises EngineFault."""
+
+    def row_function(self, output: str) -> RowFunction | None:
+        """A shorter way from one row to one output, for models of one float32 matrix; None where there is none.
+
+        The function takes a float32 array of shape (1, n), in any layout, and trusts the caller to have checked it.
+        """
+        del output
+        return None
+
+
+_DTYPES: dict[Dtype, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "int16": np.dtype("<i2"),
+    "uint16": np.dtype("<u2"),
+    "int32": np.dtype("<i4"),
+    "uint32": np.dtype("<u4"),
+    "int64": np.dtype("<i8"),
+    "uint64": np.dtype("<u8"),
+    "bool": np.dtype("?"),
+    "string": np.dtype(object),
+}
+
+
+def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """The numpy dtype of a signature's dtype; `string` is an array of Python objects."""
+    return _DTYPES[dtype]
+
+
+def tensors(names: tuple[str, ...], specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """The specs of these names, in their order. Raises BadBundleError for a name that the signature lacks."""
+    known = {spec.name: spec for spec in specs}
+    try:
+        return tuple(known[name] for name in names)
+    except KeyError as e:
+        raise BadBundleError(f"the artifact names the tensor {e.args[0]!r}, which the signature lacks") from e

@@ -1,0 +1,26 @@
+/* The C ABI of a native artifact, version 1.
+ *
+ * An artifact is one shared library that needs nothing: no libc, no other library, no undefined symbol. It exports
+ * the three functions below and nothing else. It keeps no state between calls; whatever it needs to write lies in
+ * `outputs` and `workspace`, so several threads may run it side by side, each with its own workspace.
+ */
+#ifndef OUTRIDER_NATIVE_ABI_H
+#define OUTRIDER_NATIVE_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define OUTRIDER_ABI 1
+#define OUTRIDER_API __attribute__((visibility("default")))
+
+/* The version of this ABI that the artifact was built for. */
+OUTRIDER_API uint32_t outrider_abi(void);
+
+/* Bytes of scratch memory that a run of `batch` rows needs; the caller aligns it to 64 bytes. May be 0. */
+OUTRIDER_API size_t outrider_workspace(int64_t batch);
+
+/* Run `batch` >= 1 rows. `inputs` and `outputs` point to C-contiguous, little-endian arrays, in the order of the
+ * manifest's artifact entry, aligned to their element size. Returns 0, or a positive number of the artifact's own. */
+OUTRIDER_API int32_t outrider_run(const void *const *inputs, void *const *outputs, int64_t batch, void *workspace);
+
+#endif
