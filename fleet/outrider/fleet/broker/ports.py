@@ -1,0 +1,68 @@
+"""The port a broker listens on, and whether it may be had."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from outrider.runtime.errors import BadConfigError, PortInUseError
+
+
+def stable_port(record: Path, host: str, wanted: int | None) -> int:
+    """`wanted`, or the recorded port where it is free, or any free one; the answer is recorded in `record`.
+
+    Raises PortInUseError where `wanted` is taken.
+    """
+    if wanted is not None:
+        _check(host, wanted)
+        port = wanted
+    else:
+        port = _recorded(record, host) or _bind(host, 0)
+    write_atomically(record, f"{port}\n".encode(), mode=0o644)
+    return port
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
+    """Replace a file as one step: temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.new")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _recorded(record: Path, host: str) -> int | None:
+    try:
+        port = int(record.read_text("ascii"))
+        return _bind(host, port)
+    except (OSError, ValueError, OverflowError):
+        return None
+
+
+def _check(host: str, port: int) -> None:
+    try:
+        _bind(host, port)
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"port {port} on {host} is already in use", hint="stop what listens there, or choose another port"
+            ) from e
+        raise BadConfigError(f"cannot listen on {host}:{port}: {e.strerror}") from e
+    except OverflowError as e:
+        raise BadConfigError(f"{port} is not a port") from e
+
+
+def _bind(host: str, port: int) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        bound: int = probe.getsockname()[1]
+        return bound
