@@ -1,0 +1,131 @@
+"""Counting live rows on the baseline's grid.
+
+Rows are appended to a ring and counted a block at a time, so that a single row costs an append, and a batch is
+counted by a sort and a search a feature. Blocks of 512 rows stay in the first-level cache.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.runtime.errors import BadDataError
+from outrider.runtime.profile.baseline import Baseline
+from outrider.runtime.profile.grid import LEVELS, SCORE_BINS, count_levels, score_bins
+from outrider.runtime.profile.window import Window
+
+BLOCK_ROWS = 512
+
+
+class Counter:
+    """Counts rows of one baseline; `take` hands out what was counted since the last `take`. Thread-safe.
+
+    Scores are counted only where the baseline has a score histogram.
+    """
+
+    def __init__(self, baseline: Baseline, *, block_rows: int = BLOCK_ROWS) -> None:
+        if block_rows < 1:
+            raise BadDataError("a block holds at least one row")
+        layout = baseline.layout
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._block_rows = block_rows
+        self._ring = np.empty((block_rows, layout.features), np.float32)
+        self._ring_scores = np.empty(block_rows, np.float64)
+        self._fill = 0
+        self._score_fill = 0
+        self._rows = 0
+        self._scored = len(layout.scores) > 0
+        self._levels = np.zeros((layout.features, LEVELS), np.int64)
+        self._scores = np.zeros(SCORE_BINS, np.int64)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the baseline has a score histogram, so that scores are counted."""
+        return self._scored
+
+    @property
+    def rows(self) -> int:
+        """Rows since the last `take`."""
+        with self._lock:
+            return self._rows + self._fill
+
+    def observe(self, features: NDArray[np.float32], scores: NDArray[np.floating] | None = None) -> None:
+        """Count float32 rows [n, f], and their scores [n]. Raises BadDataError on another shape."""
+        shape = features.shape
+        if len(shape) != 2 or shape[1] != self._layout.features:
+            raise BadDataError(f"expected rows of {self._layout.features} features, got an array of shape {shape}")
+        rows = shape[0]
+        if not self._scored:
+            scores = None
+        elif scores is not None and scores.shape != (rows,):
+            raise BadDataError(f"expected {rows} scores, got an array of shape {scores.shape}")
+        with self._lock:
+            if rows == 1:
+                self._append(features, scores)
+            else:
+                self._extend(features, scores)
+
+    def take(self, start: float, end: float) -> Window:
+        """Everything counted since the last `take`, as the window from `start` to `end` (seconds)."""
+        layout = self._layout
+        with self._lock:
+            self._flush()
+            levels, scores, rows = self._levels, self._scores, self._rows
+            self._levels = np.zeros_like(levels)
+            self._scores = np.zeros_like(scores)
+            self._rows = 0
+        return Window(
+            fingerprint=layout.fingerprint,
+            start=start,
+            end=end,
+            rows=rows,
+            bins=layout.coarsen(levels),
+            nulls=levels[:, -1].copy(),
+            outside=np.where(layout.outside, levels, 0).sum(axis=1),
+            scores=scores,
+        )
+
+    def _append(self, features: NDArray[np.float32], scores: NDArray[np.floating] | None) -> None:
+        fill = self._fill
+        self._ring[fill] = features[0]
+        if scores is not None:
+            self._ring_scores[self._score_fill] = scores[0]
+            self._score_fill += 1
+        self._fill = fill + 1
+        if self._fill == self._block_rows:
+            self._flush()
+
+    def _extend(self, features: NDArray[np.float32], scores: NDArray[np.floating] | None) -> None:
+        done, rows = 0, len(features)
+        while done < rows:
+            part = min(rows - done, self._block_rows - self._fill)
+            block = features[done : done + part]
+            if part == self._block_rows:
+                self._count(block)
+            else:
+                self._ring[self._fill : self._fill + part] = block
+                self._fill += part
+            done += part
+            if self._fill == self._block_rows:
+                self._flush()
+        if scores is not None:
+            self._count_scores(scores)
+
+    def _flush(self) -> None:
+        if self._fill:
+            self._count(self._ring[: self._fill])
+            self._fill = 0
+        if self._score_fill:
+            self._count_scores(self._ring_scores[: self._score_fill])
+            self._score_fill = 0
+
+    def _count(self, block: NDArray[np.float32]) -> None:
+        columns = np.array(block.T, np.float32, order="C")
+        self._levels += count_levels(columns, self._layout.edges)
+        self._rows += len(block)
+
+    def _count_scores(self, scores: NDArray[np.floating]) -> None:
+        self._scores += np.bincount(score_bins(scores), minlength=SCORE_BINS)
