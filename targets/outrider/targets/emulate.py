@@ -1,0 +1,102 @@
+"""Running a native artifact for a foreign target: a small C program, built for it, under QEMU's user mode.
+
+On a machine of the target's own architecture the program runs without QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.runtime.bundle.manifest import ArtifactEntry, Signature
+from outrider.runtime.engines.base import numpy_dtype, tensors
+from outrider.runtime.errors import BadDataError, EngineFault, ToolchainError
+from outrider.runtime.probe import host_target
+from outrider.runtime.target import Target
+from outrider.targets.catalog import Emulator, board_of
+from outrider.targets.toolchain import build_program
+
+RUNNER = Path(__file__).with_name("runner.c")
+TIMEOUT_S = 600
+
+Array = NDArray[Any]
+
+
+def run_native(
+    entry: ArtifactEntry, library: bytes, inputs: Mapping[str, Array], target: Target, signature: Signature
+) -> dict[str, Array]:
+    """Run a native artifact as `NativeEngine.run` would on a device of `target`.
+
+    Inputs are arrays of the signature's dtypes and shapes. Raises ToolchainError where the compiler or the emulator
+    is not installed, EngineFault where the artifact crashes or fails, BadDataError for a batch of no rows.
+    """
+    prefix = emulator_command(target)
+    arrays = [np.ascontiguousarray(inputs[name]) for name in entry.inputs]
+    batch = len(arrays[0])
+    if batch == 0:
+        raise BadDataError("there are no rows to run")
+    specs = tensors(entry.outputs, signature.outputs)
+    shapes = [(batch, *(size for size in spec.shape[1:] if size is not None)) for spec in specs]
+    outputs = {spec.name: np.empty(shape, numpy_dtype(spec.dtype)) for spec, shape in zip(specs, shapes, strict=True)}
+    with tempfile.TemporaryDirectory(prefix="outrider-emulate-") as folder:
+        runner, artifact = Path(folder, "runner"), Path(folder, "artifact.so")
+        build_program({RUNNER.name: RUNNER.read_text(encoding="utf-8")}, runner, target, ("-ldl",))
+        runner.chmod(0o755)
+        artifact.write_bytes(library)
+        sizes = [*(str(a.nbytes) for a in arrays), "--", *(str(a.nbytes) for a in outputs.values())]
+        command = [*prefix, str(runner), str(artifact), str(batch), *sizes]
+        data = _run(command, b"".join(array.tobytes() for array in arrays), target)
+    return _split(data, outputs)
+
+
+def emulator_command(target: Target) -> tuple[str, ...]:
+    """What to put before a program of `target` to run it here; nothing on a machine of the same architecture.
+
+    Raises ToolchainError where QEMU or the target's C library is not installed.
+    """
+    if host_target().arch == target.arch:
+        return ()
+    emulator = board_of(target).emulator
+    program = find_emulator(emulator)
+    if program is None or not Path(emulator.sysroot).is_dir():
+        raise ToolchainError(
+            f"programs for {target.name} cannot be run here: {emulator.program} or {emulator.sysroot} is missing",
+            hint=f"on Debian: apt install qemu-user-static {emulator.package}",
+        )
+    return (program, "-L", emulator.sysroot)
+
+
+def find_emulator(emulator: Emulator) -> str | None:
+    """The path of the QEMU program, static or not, or None."""
+    return shutil.which(f"{emulator.program}-static") or shutil.which(emulator.program)
+
+
+def _run(command: list[str], data: bytes, target: Target) -> bytes:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LD_")}
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, timeout=TIMEOUT_S, check=False, env=environment)
+    except subprocess.TimeoutExpired as e:
+        raise EngineFault(f"the artifact for {target.name} did not finish within {TIMEOUT_S} s") from e
+    except OSError as e:
+        raise ToolchainError(f"{command[0]} cannot be started: {e.strerror}") from e
+    if done.returncode != 0:
+        message = done.stderr.decode(errors="replace").strip()[-2000:]
+        raise EngineFault(f"the artifact for {target.name} failed with status {done.returncode}: {message}")
+    return done.stdout
+
+
+def _split(data: bytes, outputs: dict[str, Array]) -> dict[str, Array]:
+    offset = 0
+    for array in outputs.values():
+        end = offset + array.nbytes
+        array[...] = np.frombuffer(data[offset:end], array.dtype).reshape(array.shape)
+        offset = end
+    return outputs

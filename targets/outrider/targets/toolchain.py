@@ -1,0 +1,95 @@
+"""Cross compilation of C with `zig cc`, which carries every target's toolchain in one Python package.
+
+A build is deterministic: it runs in a fresh folder with relative names, keeps no symbols, no build id and no time,
+so the same sources, target and flags give the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from outrider.runtime import engines
+from outrider.runtime.errors import StorageError, ToolchainError
+from outrider.runtime.target import Target
+from outrider.targets.catalog import board_of
+
+ABI_HEADER = Path(engines.__file__).with_name("native_abi.h")
+TIMEOUT_S = 600  # the first program for a target builds its C library, which takes up to a minute
+_MESSAGE_LIMIT = 4000  # characters of the compiler's output that an error quotes
+
+# Nothing may be left undefined: what the compiler calls of its own accord (memcpy, 64-bit division on 32-bit ARM)
+# comes from its support library and is linked in, hidden.
+SHARED_FLAGS = (
+    *("-shared", "-fPIC", "-O3", "-std=c11", "-nostdlib", "-ffreestanding", "-ffp-contract=off"),
+    *("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"),
+    *("-rtlib=compiler-rt", "-Wl,-z,defs", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s"),
+)
+PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export-dynamic")
+
+
+def build_shared(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
+    """Compile C to a shared library of the native ABI, which needs no libc; returns its bytes, also written to `out`.
+
+    `sources` maps file names to text: `.c` files are compiled, others may be included, as may `native_abi.h`.
+    `flags` are added; without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with
+    the compiler's message.
+    """
+    return _build(
+        {ABI_HEADER.name: ABI_HEADER.read_text(encoding="utf-8"), **sources}, out, target, SHARED_FLAGS, flags
+    )
+
+
+def build_program(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
+    """Compile C to a program linked to the target's C library; like `build_shared` otherwise."""
+    return _build(sources, out, target, PROGRAM_FLAGS, flags)
+
+
+def _build(sources: Mapping[str, str], out: Path, target: Target, base: Sequence[str], flags: Sequence[str]) -> bytes:
+    toolchain = board_of(target).toolchain
+    cpu = () if any(flag.startswith("-mcpu") for flag in flags) else (f"-mcpu={toolchain.cpu}",)
+    with tempfile.TemporaryDirectory(prefix="outrider-build-") as folder:
+        for name, text in sources.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        inputs = sorted(name for name in sources if name.endswith(".c"))
+        _run_compiler(["-target", toolchain.target, *cpu, *base, *flags, *inputs, "-o", "artifact"], folder, target)
+        data = Path(folder, "artifact").read_bytes()
+    _write(out, data)
+    return data
+
+
+def _run_compiler(arguments: Sequence[str], folder: str, target: Target) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        raise ToolchainError("the cross compiler is not installed", hint="pip install 'outrider[compiler]'")
+    command = [sys.executable, "-m", "ziglang", "cc", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as e:
+        raise ToolchainError(f"the compiler for {target.name} did not finish within {TIMEOUT_S} s") from e
+    except OSError as e:
+        raise ToolchainError(f"the compiler cannot be started: {e.strerror}") from e
+    if done.returncode != 0:
+        message = done.stderr.strip()[-_MESSAGE_LIMIT:]
+        raise ToolchainError(f"the compiler for {target.name} failed with status {done.returncode}:\n{message}")
+
+
+def _write(out: Path, data: bytes) -> None:
+    """Write whole or not at all."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    except OSError as e:
+        raise StorageError(f"cannot write {out}: {e.strerror}") from e
+    finally:
+        temporary.unlink(missing_ok=True)
