@@ -19,7 +19,7 @@ RawTable: TypeAlias = Mapping[str, NDArray[Any]]
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _WANTED: dict[ColumnKind, str] = {
     "number": "numbers (float, integer or bool)",
-    "string": "strings (a numpy str array, or objects that are str or None)",
+    "string": 'strings (a numpy str array, or objects that are str or None; None and "" are missing)',
     "time": "times (float seconds since the epoch, UTC, or ISO 8601 strings)",
 }
 
@@ -33,7 +33,9 @@ def check_raw(plan: FeaturePlan, raw: RawTable) -> None:
 
 
 def clean_columns(plan: FeaturePlan, raw: RawTable) -> dict[str, Column]:
-    """The plan's columns, checked and converted: float64 for `number` and `time`, object for `string`.
+    """The plan's columns, checked and converted: float64 for `number` and `time`, str objects for `string`.
+
+    A missing number or time is NaN; a missing string is None, given as None, NaN or "".
 
     Raises BadDataError like `check_raw`.
     """
@@ -82,14 +84,12 @@ def _numbers(name: str, kind: ColumnKind, values: NDArray[Any]) -> Floats:
 
 
 def _strings(name: str, values: NDArray[Any]) -> Column:
-    if values.dtype.kind == "U":
-        return values.astype(object)
-    if values.dtype.kind != "O":
+    if values.dtype.kind not in "OU":
         raise BadDataError(f"the raw column {name!r} is {values.dtype}, expected {_WANTED['string']}")
     cleaned = np.empty(len(values), dtype=object)
     for row, value in enumerate(values.tolist()):
         if isinstance(value, str):
-            cleaned[row] = value
+            cleaned[row] = value or None
         elif value is not None and not _is_nan(value):
             raise BadDataError(f"the raw column {name!r} holds {value!r} in row {row}, expected {_WANTED['string']}")
     return cleaned
