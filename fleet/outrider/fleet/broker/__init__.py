@@ -39,7 +39,7 @@ class Broker(Protocol):
 
     kind: ClassVar[Kind]
     isolates: ClassVar[bool]
-    host: str
+    host: str  # what it listens on: `reachable(host)` is where this machine connects to
     port: int
     manager_username: str
     manager_password: str
@@ -76,6 +76,11 @@ class Broker(Protocol):
     def remove_device(self, username: str) -> None:
         """Refuse `tenant/device` from now on, and end its connection where the kind can."""
         ...
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches a listener on `host`: on every interface means on loopback too."""
+    return {"": LOOPBACK, "0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
 def broker_class(kind: Kind) -> type[Broker]:
@@ -116,4 +121,4 @@ def _choose(kind: Literal["auto", "mosquitto", "iotcore"]) -> Kind:
     )
 
 
-__all__ = ["BROKERS", "LOOPBACK", "MAX_PACKET_BYTES", "Broker", "Kind", "broker_class", "start_broker"]
+__all__ = ["BROKERS", "LOOPBACK", "MAX_PACKET_BYTES", "Broker", "Kind", "broker_class", "reachable", "start_broker"]

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from outrider.fleet.broker import MAX_PACKET_BYTES, Kind
+from outrider.fleet.broker import MAX_PACKET_BYTES, Kind, reachable
 from outrider.fleet.broker.connack import ACCEPTED, connect_reason
 from outrider.fleet.broker.ports import write_atomically
 from outrider.fleet.broker.supervise import Supervisor
@@ -77,11 +77,10 @@ class MosquittoBroker:
     isolates: ClassVar[bool] = True
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
-        self.host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104 - where to connect, not bind
+        self.host = host
         self.port = port
         self.manager_username = MANAGER
         self.manager_password = secrets.token_urlsafe(32)
-        self._listen = host
         self._folder = folder.resolve()
         self._accounts = PasswordFile(self._folder / "passwords")
         self._program = _program() or "mosquitto"
@@ -140,14 +139,14 @@ class MosquittoBroker:
 
     def _accepts_newest(self) -> bool:
         reason = connect_reason(
-            self.host, self.port, client_id=WITNESS, username=WITNESS, password=self._accounts.witness
+            reachable(self.host), self.port, client_id=WITNESS, username=WITNESS, password=self._accounts.witness
         )
         return reason == ACCEPTED
 
     def _configuration(self) -> str:
         return _CONFIGURATION.format(
             port=self.port,
-            host=self._listen,
+            host=self.host,
             # Started as root it would become `mosquitto`, which cannot write here; elsewhere it stays who it is.
             account="user root" if os.geteuid() == 0 else "",
             packet=MAX_PACKET_BYTES,

@@ -113,10 +113,12 @@ class Supervisor:
                 self._child.wait()
             if self._stopping.is_set():
                 return
-            pause = FIRST_PAUSE_S if time.monotonic() - started > STEADY_S else min(pause * 2, LONGEST_PAUSE_S)
+            if time.monotonic() - started > STEADY_S:
+                pause = FIRST_PAUSE_S
             self.generation += 1
             log.warning("%s ended; starting it again in %.1f s", self._name, pause)
             self._stopping.wait(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self._output.open("ab") as output:
