@@ -22,11 +22,6 @@ from outrider.runtime.errors import ConflictError, NotFoundError
 UNFINISHED = ("OPEN", "CLAIMED")
 
 
-def claimable(state: str, lease_until: float | None, now: float) -> bool:
-    """Whether a worker may take the Job: it is open, or its worker has been silent for the whole lease."""
-    return state == "OPEN" or (state == "CLAIMED" and lease_until is not None and lease_until <= now)
-
-
 def open_job(
     session: Session,
     *,

@@ -47,43 +47,50 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trigger(ABC, Generic[S, M]):
-    """One kind of trigger, with settings S and state M. Methods are pure."""
+    """One kind of trigger over its settings S, with state M. Methods are pure; `load_trigger` makes one."""
 
     settings_type: ClassVar[type[msgspec.Struct]]
     state_type: ClassVar[type[msgspec.Struct]]
 
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+
     @abstractmethod
-    def begin(self, settings: S) -> M:
+    def begin(self) -> M:
         """The state for a release of which nothing is known yet."""
 
     @abstractmethod
-    def observe(self, settings: S, state: M, evidence: Evidence) -> M:
+    def observe(self, state: M, evidence: Evidence) -> M:
         """Fold new evidence in."""
 
     @abstractmethod
-    def reason(self, settings: S, state: M) -> dict[str, Any] | None:
+    def reason(self, state: M) -> dict[str, Any] | None:
         """Why a Job should be opened now, as JSON for the Job and the audit log; None: there is no reason."""
 
     @abstractmethod
-    def opened(self, settings: S, state: M) -> M:
+    def opened(self, state: M) -> M:
         """The state after a Job was opened for its reason: it takes more evidence to give one again."""
 
+    @property
+    @abstractmethod
+    def cooldown_s(self) -> float:
+        """No Job within so many seconds of the end of the last one for the model."""
 
-def trigger_of(kind: str) -> Trigger[Any, Any]:
-    """The implementation of a kind. Raises NotFoundError naming the kinds there are."""
+
+def load_trigger(kind: str, settings: Mapping[str, Any]) -> Trigger[Any, Any]:
+    """A trigger of a kind over checked settings.
+
+    Raises NotFoundError for an unknown kind, BadInputError naming the setting that is wrong.
+    """
     if kind not in TRIGGERS:
         raise NotFoundError(f"there is no kind of trigger {kind!r}", hint=f"kinds are {', '.join(sorted(TRIGGERS))}")
-    return cast("Trigger[Any, Any]", pkgutil.resolve_name(TRIGGERS[kind])())
-
-
-def parse_settings(kind: str, settings: Mapping[str, Any]) -> msgspec.Struct:
-    """Settings of a kind, checked. Raises NotFoundError for an unknown kind, BadInputError for settings."""
-    wanted = trigger_of(kind).settings_type
+    implementation = cast("type[Trigger[Any, Any]]", pkgutil.resolve_name(TRIGGERS[kind]))
+    wanted = implementation.settings_type
     try:
-        return msgspec.convert(dict(settings), wanted)
+        return implementation(msgspec.convert(dict(settings), wanted))
     except msgspec.ValidationError as e:
         known = ", ".join(wanted.__struct_fields__)
         raise BadInputError(f"settings of a trigger of kind {kind!r}: {e}", hint=f"known keys are {known}") from e
 
 
-__all__ = ["TRIGGERS", "DriftEvidence", "Evidence", "Trigger", "parse_settings", "trigger_of"]
+__all__ = ["TRIGGERS", "DriftEvidence", "Evidence", "Trigger", "load_trigger"]

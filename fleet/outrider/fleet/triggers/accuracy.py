@@ -37,32 +37,37 @@ class AccuracyTrigger(Trigger[AccuracySettings, AccuracyState]):
     settings_type: ClassVar[type[msgspec.Struct]] = AccuracySettings
     state_type: ClassVar[type[msgspec.Struct]] = AccuracyState
 
-    def begin(self, settings: AccuracySettings) -> AccuracyState:
+    def begin(self) -> AccuracyState:
         """No label yet."""
-        return AccuracyState(test=FloorTest.new_state(settings.floor, alpha=settings.alpha))
+        return AccuracyState(test=FloorTest.new_state(self.settings.floor, alpha=self.settings.alpha))
 
-    def observe(self, settings: AccuracySettings, state: AccuracyState, evidence: Evidence) -> AccuracyState:
+    def observe(self, state: AccuracyState, evidence: Evidence) -> AccuracyState:
         """Count the labels."""
         if evidence.labels == 0:
             return state
         test, breach = FloorTest.update(state.test, evidence.correct, evidence.labels)
         return msgspec.structs.replace(state, test=test, breach=breach or state.breach)
 
-    def reason(self, settings: AccuracySettings, state: AccuracyState) -> dict[str, Any] | None:
+    def reason(self, state: AccuracyState) -> dict[str, Any] | None:
         """The breach, once there are enough labels, and some since the Job before."""
-        enough = state.test.labels >= max(settings.min_labels, state.opened_at + 1)
+        enough = state.test.labels >= max(self.settings.min_labels, state.opened_at + 1)
         if state.breach is None or not enough:
             return None
         breach = state.breach
         return {
             "kind": "accuracy",
-            "floor": settings.floor,
+            "floor": self.settings.floor,
             "accuracy": breach.accuracy,
             "labels": breach.labels,
             "e_value": breach.e_value,
             "threshold": breach.threshold,
         }
 
-    def opened(self, settings: AccuracySettings, state: AccuracyState) -> AccuracyState:
+    def opened(self, state: AccuracyState) -> AccuracyState:
         """A further Job for the same release takes at least as many labels again."""
-        return msgspec.structs.replace(state, opened_at=state.test.labels + settings.min_labels)
+        return msgspec.structs.replace(state, opened_at=state.test.labels + self.settings.min_labels)
+
+    @property
+    def cooldown_s(self) -> float:
+        """As set."""
+        return self.settings.cooldown_s

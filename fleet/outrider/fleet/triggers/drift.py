@@ -38,23 +38,23 @@ class DriftTrigger(Trigger[DriftSettings, DriftState]):
     settings_type: ClassVar[type[msgspec.Struct]] = DriftSettings
     state_type: ClassVar[type[msgspec.Struct]] = DriftState
 
-    def begin(self, settings: DriftSettings) -> DriftState:
+    def begin(self) -> DriftState:
         """Nothing has drifted."""
         return DriftState()
 
-    def observe(self, settings: DriftSettings, state: DriftState, evidence: Evidence) -> DriftState:
+    def observe(self, state: DriftState, evidence: Evidence) -> DriftState:
         """Keep the events that the settings ask for."""
-        names = settings.names()
+        names = self.settings.names()
         counted = tuple(
             event
             for event in evidence.drift
             if (not names or event.feature in names)
-            and (settings.scope == "any" or event.scope == "fleet")
-            and event.effect >= settings.min_effect
+            and (self.settings.scope == "any" or event.scope == "fleet")
+            and event.effect >= self.settings.min_effect
         )
-        return DriftState(waiting=state.waiting + counted) if counted else state
+        return msgspec.structs.replace(state, waiting=state.waiting + counted)
 
-    def reason(self, settings: DriftSettings, state: DriftState) -> dict[str, Any] | None:
+    def reason(self, state: DriftState) -> dict[str, Any] | None:
         """The features, strongest first."""
         if not state.waiting:
             return None
@@ -68,6 +68,11 @@ class DriftTrigger(Trigger[DriftSettings, DriftState]):
             "threshold": events[0].threshold,
         }
 
-    def opened(self, settings: DriftSettings, state: DriftState) -> DriftState:
+    def opened(self, state: DriftState) -> DriftState:
         """Only what drifts from now on is a reason again."""
-        return DriftState()
+        return msgspec.structs.replace(state, waiting=())
+
+    @property
+    def cooldown_s(self) -> float:
+        """As set."""
+        return self.settings.cooldown_s
