@@ -1,0 +1,78 @@
+"""Writing so that a crash or a power cut leaves the old or the new, never a mixture.
+
+The order is always: write under another name, flush the file, rename, flush the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from outrider.runtime.errors import StorageError, StorageFullError
+
+Checkpoint = Callable[[str], None]
+"""Called with a name just before and after each durable act; tests die there, production does nothing."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def no_checkpoint(_name: str) -> None:
+    """The checkpoint of production: nothing happens."""
+
+
+@contextlib.contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Turn OSError into StorageFullError (no space, quota, file size limit) or StorageError."""
+    try:
+        yield
+    except OSError as e:
+        reason = f"cannot {doing}: {e.strerror or e}"
+        if e.errno in _FULL:
+            raise StorageFullError(reason) from e
+        raise StorageError(reason) from e
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries (new names, renames, removals) to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and its parents, that survive a power cut. One that exists is left as it is."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        fsync_folder(place.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file's content at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link elsewhere at once: a reader sees the old target or the new one."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+    fsync_folder(link.parent)
+
+
+def remove_link(link: Path) -> None:
+    """Remove a symbolic link. One that is not there is fine."""
+    link.unlink(missing_ok=True)
+    fsync_folder(link.parent)
