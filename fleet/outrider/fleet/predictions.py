@@ -33,7 +33,7 @@ def store_predictions(session: Session, device: str, message: Predictions, *, no
             "device": device,
             "bundle": message.bundle,
             "score_bin": item.score_bin,
-            "prediction": str(item.prediction),
+            "prediction": canonical(item.prediction),
             "at": item.at,
             "label": labels.get(item.id),
             "labelled_at": now if item.id in labels else None,
@@ -52,7 +52,7 @@ def store_labels(session: Session, labels: Mapping[str, int | float | str], *, n
     A second label for the same prediction is ignored once the first is joined, and replaces a waiting one.
     """
     joined = 0
-    waiting: dict[str, str] = {key: str(label) for key, label in labels.items()}
+    waiting: dict[str, str] = {key: canonical(label) for key, label in labels.items()}
     for chunk in _chunks(list(waiting)):
         for row in session.scalars(select(PredictionRow).where(PredictionRow.id.in_(chunk))):
             label = waiting.pop(row.id)
@@ -68,12 +68,11 @@ def store_labels(session: Session, labels: Mapping[str, int | float | str], *, n
     return joined
 
 
-def agrees(prediction: str, label: str) -> bool:
-    """Whether a stored prediction equals a stored label: as numbers where both are (`1` and `1.0`), else as text."""
-    try:
-        return float(prediction) == float(label)
-    except ValueError:
-        return prediction == label
+def canonical(value: int | float | str) -> str:
+    """A prediction or label as stored: equal ones have equal text, so `1` and `1.0` are both `1`."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def _take_waiting(session: Session, identifiers: Sequence[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from outrider.runtime.api_client.types import (
     HeartbeatRequest,
     JobInfo,
     JobOutcome,
+    JobRequest,
     LabelItem,
     LabelsInfo,
     LabelsRequest,
@@ -202,6 +203,10 @@ class FleetClient:
         """All triggers."""
         return self._get("/v1/triggers", list[TriggerInfo])
 
+    def open_job(self, model: str, reason: str = "") -> JobInfo:
+        """Open a retrain Job by hand. Raises ConflictError where the model has an unfinished one."""
+        return self._post("/v1/jobs", JobRequest(model=model, reason=reason), JobInfo)
+
     def jobs(self) -> list[JobInfo]:
         """All Jobs, newest first."""
         return self._get("/v1/jobs", list[JobInfo])
@@ -242,9 +247,9 @@ class FleetClient:
         """The last entries of the audit log, oldest first."""
         return self._get("/v1/audit", list[AuditEntry], limit=limit)
 
-    def verify_audit(self) -> AuditReport:
-        """Check the whole audit chain."""
-        return self._get("/v1/audit/verify", AuditReport)
+    def verify_audit(self, known_head: str | None = None) -> AuditReport:
+        """Check the whole audit chain, and that a head that was kept elsewhere is still in it."""
+        return self._get("/v1/audit/verify", AuditReport, known_head=known_head)
 
     # One exchange
 

@@ -346,9 +346,16 @@ class TriggerInfo(_Answer, frozen=True, kw_only=True):
     name: str
     model: str
     kind: str
-    settings: dict[str, bool | int | float | str]
+    settings: dict[str, Any]
     enabled: bool
     created: float
+
+
+class JobRequest(_Request, frozen=True, kw_only=True):
+    """An operator opens a retrain Job by hand."""
+
+    model: Name
+    reason: str = ""
 
 
 class ClaimRequest(_Request, frozen=True, kw_only=True):

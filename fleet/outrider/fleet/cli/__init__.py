@@ -1,0 +1,1 @@
+"""The commands `outrider up`, `outrider fleet` and `outrider publish`."""
