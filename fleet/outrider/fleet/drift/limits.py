@@ -2,12 +2,13 @@
 
 A test's limits are
 
-    upper = max(F0 + margin + 2.5 s, P+) + moved + extra,     lower = min(F0 - margin - 2.5 s, P-) - moved - extra
+    upper = max(F0 + margin + 2.5 s, P+) + 1.25 moved + extra
+    lower = min(F0 - margin - 2.5 s, P-) - 1.25 moved - extra
 
 `margin` is the change that does not matter. The reference is a sample itself: s is its standard error, and P+ and P-
 are its exact (Clopper-Pearson) limits at a level that holds for all tests of the baseline together; they decide when
-the reference is small. `moved` is how far the feature moved by itself in training over spans of that many rows,
-and `extra` is set by hand.
+the reference is small. `moved` is how far the feature moved by itself in training over spans of that many rows; the
+future may move a little farther than the past did. `extra` is set by hand.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ OUTSIDE = BINS
 TESTS = BINS + 1
 SCORE = "(score)"
 _REFERENCE_ERRORS = 2.5
+_MOVED_FACTOR = 1.25
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ def make_limits(baseline: Baseline, *, alpha: float, margin: float, extra: Mappi
     more = np.array([extra.get(name, 0.0) for name in names])[:, None]
     lower = np.where(used, np.maximum(lower - more, 0.0), 0.0)
     upper = np.where(used, np.minimum(upper + more, 1.0), 1.0)
-    moved = np.array([movement.moved for movement in baseline.movements], "<f8")
+    moved = _MOVED_FACTOR * np.array([movement.moved for movement in baseline.movements], "<f8")
     return Limits(
         fingerprint=layout.fingerprint,
         names=names,
@@ -120,7 +122,7 @@ def make_limits(baseline: Baseline, *, alpha: float, margin: float, extra: Mappi
         lower=lower.astype("<f8").tobytes(),
         upper=upper.astype("<f8").tobytes(),
         spans=tuple(movement.rows for movement in baseline.movements),
-        moved=moved.tobytes(),
+        moved=moved.astype("<f8").tobytes(),
         score_ends=score_ends,
     )
 

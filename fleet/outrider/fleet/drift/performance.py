@@ -13,7 +13,7 @@ from outrider.fleet.drift.starts import log_cash, log_weights, to_drop
 from outrider.runtime.errors import BadDataError
 
 # A start time for every so many labels: more of them would only thin out the weights.
-START_LABELS = 250
+START_LABELS = 500
 # The mixture looks for accuracies within about the floor's own distance from 1, and not nearer than this.
 _MIN_EXCESS = 0.05
 
@@ -56,14 +56,14 @@ class FloorTest:
 
     While the accuracy holds, the chance of ever a breach is at most alpha, whatever the number of looks.
 
-    >>> state = FloorTest.new_state(0.93, alpha=0.01)
+    >>> state = FloorTest.new_state(0.93, alpha=0.05)
     >>> state, breach = FloorTest.update(state, correct=300, total=400)
     >>> breach.accuracy
     0.75
     """
 
     @staticmethod
-    def new_state(floor: float, *, alpha: float = 0.01, streams: int = 1) -> FloorState:
+    def new_state(floor: float, *, alpha: float = 0.05, streams: int = 1) -> FloorState:
         """The state before any label, for one of `streams` tests that share the error probability alpha.
 
         Raises BadDataError.

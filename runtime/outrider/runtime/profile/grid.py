@@ -32,7 +32,8 @@ def below(value: np.float32) -> np.float32:
         return np.float32(-_TINY)
     if value == _TINY:
         return np.float32(0)
-    return np.float32(np.nextafter(value, -_INF))
+    with np.errstate(over="ignore"):  # below the lowest float32 is -inf, which is meant
+        return np.float32(np.nextafter(value, -_INF))
 
 
 def learn_edges(column: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]:

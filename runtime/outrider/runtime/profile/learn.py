@@ -18,6 +18,7 @@ from outrider.runtime.profile.layout import Layout
 _MIN_SPANS = 4
 _MIN_SPAN_ROWS = 32
 _DIFFER_SIGMAS = 4.0
+_SCORE_SLACK = 1e-5
 
 
 def learn_baseline(
@@ -77,6 +78,8 @@ def _check(
         raise BadDataError(f"a baseline of {features.shape[1]} features needs as many distinct names")
     if scores is not None and (scores.ndim != 1 or len(scores) == 0 or len(scores) > MAX_ROWS):
         raise BadDataError(f"scores are one number a row, got an array of shape {scores.shape}")
+    if scores is not None and not np.all((scores >= -_SCORE_SLACK) & (scores <= 1 + _SCORE_SLACK)):
+        raise BadDataError("scores lie between 0 and 1", hint="a model without such a score has none: scores=None")
     if blocks is not None and blocks < _MIN_SPANS:
         raise BadDataError(f"at least {_MIN_SPANS} blocks are needed to see how rows move with time")
 
