@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from outrider.runtime.admission import admissible
 from outrider.runtime.bundle import Bundle, open_bundle
 from outrider.runtime.bundle.manifest import ArtifactEntry, Manifest, Signature
+from outrider.runtime.bundle.signed import check_signature
 from outrider.runtime.engines import available, open_engine
 from outrider.runtime.engines.base import Array, Engine
 from outrider.runtime.errors import (
     BadDataError,
-    BadSignatureError,
     EngineFault,
     EngineMissingError,
     TargetMismatchError,
@@ -28,7 +28,7 @@ from outrider.runtime.errors import (
 from outrider.runtime.messages import ArtifactNeed
 from outrider.runtime.target import Refusal, Target
 from outrider.runtime.tensors import check_inputs, derive_label, frame_to_matrix, is_frame
-from outrider.runtime.trust import TrustStore, verify_bundle
+from outrider.runtime.trust import TrustStore
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -63,7 +63,7 @@ def load(
     """
     bundle = open_bundle(path)
     if trust is not None:
-        _check_signature(bundle, trust if isinstance(trust, TrustStore) else TrustStore.load(trust))
+        check_signature(bundle, trust if isinstance(trust, TrustStore) else TrustStore.load(trust))
     if target is None:
         from outrider.runtime.probe import host_target
 
@@ -203,18 +203,6 @@ def _is_raw(inputs: Mapping[str, Array], columns: set[str], names: tuple[str, ..
         f"got {', '.join(sorted(map(str, given))) or 'nothing'}; expected either {', '.join(names)} or the raw columns",
         hint=f"raw columns: {', '.join(sorted(columns))}",
     )
-
-
-def _check_signature(bundle: Bundle, trust: TrustStore) -> None:
-    """The signature must hold for the bytes that were opened, and say the same name, version and target."""
-    statement = verify_bundle(bundle.path, trust)
-    manifest = bundle.manifest
-    said = (statement.sha256, statement.name, statement.version, statement.target)
-    if said != (bundle.sha256, manifest.name, manifest.version, manifest.target):
-        raise BadSignatureError(
-            f"the signature is for {statement.name} {statement.version} ({statement.target}), "
-            f"the bundle is {manifest.name} {manifest.version} ({manifest.target})"
-        )
 
 
 def _open_best(bundle: Bundle, target: Target) -> tuple[Engine, list[Attempt]]:

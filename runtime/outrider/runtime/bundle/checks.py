@@ -9,7 +9,7 @@ import msgspec
 
 from outrider.runtime.bundle.archive import check_path
 from outrider.runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, TensorSpec
-from outrider.runtime.errors import BadBundleError, UnknownSchemaError
+from outrider.runtime.errors import BadBundleError, BundleTooLargeError, UnknownSchemaError
 
 DERIVED_OUTPUT = "label"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -36,10 +36,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes) -> Manifest:
     """Parse and check `manifest.json`. The schema version is looked at first, before anything else is understood.
 
-    Raises UnknownSchemaError or BadBundleError.
+    Raises UnknownSchemaError, BundleTooLargeError or BadBundleError.
     """
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BadBundleError(f"the manifest has {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}")
+        raise BundleTooLargeError(f"the manifest has {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}")
     try:
         version = msgspec.json.decode(data, type=_Schema).schema
         if version != SCHEMA_VERSION:

@@ -10,8 +10,9 @@ import msgspec
 
 from outrider.runtime.bundle.manifest import ArtifactEntry, CandidateRecord, Manifest, TensorSpec
 from outrider.runtime.bundle.reader import Bundle, open_bundle
+from outrider.runtime.bundle.signed import check_signature
 from outrider.runtime.errors import EXIT_OK
-from outrider.runtime.trust import TrustStore, verify_bundle
+from outrider.runtime.trust import TrustStore
 from outrider.runtime.trust.statements import signature_path
 
 
@@ -72,7 +73,7 @@ def describe(found: Inspection) -> str:
 
 def _signature_state(bundle: Bundle, trust: Path | None) -> str:
     if trust is not None:
-        verify_bundle(bundle.path, TrustStore.load(trust))
+        check_signature(bundle, TrustStore.load(trust))
         return "verified"
     return "not checked" if signature_path(bundle.path).exists() else "none"
 

@@ -14,6 +14,7 @@ from outrider.runtime.bundle.checks import MAX_MANIFEST_BYTES, decode_manifest, 
 from outrider.runtime.bundle.manifest import FileEntry, Manifest
 from outrider.runtime.errors import (
     BadBundleError,
+    BundleTooLargeError,
     DigestMismatchError,
     ExtraFileError,
     MissingFileError,
@@ -96,7 +97,7 @@ def _read_manifest(file: BinaryIO, entries: Mapping[str, Entry]) -> Manifest:
     if next(iter(entries)) != MANIFEST:
         raise BadBundleError(f"{MANIFEST} is not the first entry")
     if entry.size > MAX_MANIFEST_BYTES:
-        raise BadBundleError(f"the manifest has {entry.size} bytes, over the limit of {MAX_MANIFEST_BYTES}")
+        raise BundleTooLargeError(f"the manifest has {entry.size} bytes, over the limit of {MAX_MANIFEST_BYTES}")
     return decode_manifest(_read_at(file, entry))
 
 
