@@ -33,12 +33,14 @@ BROKERS: Mapping[str, str] = {
 class Broker(Protocol):
     """A running broker that speaks MQTT 5, supervised: it is restarted where it dies.
 
-    `isolates`: whether it holds each device to its own topics. `generation` rises by one with every restart, so
+    `isolates`: whether it holds each device to its own topics. `up_filter`: what the manager subscribes to, to read
+    all that devices publish. `generation` rises by one with every restart, so
     that the manager knows to publish again what the broker may have lost.
     """
 
     kind: ClassVar[Kind]
     isolates: ClassVar[bool]
+    up_filter: ClassVar[str]
     host: str  # what it listens on: `reachable(host)` is where this machine connects to
     port: int
     manager_username: str

@@ -17,6 +17,7 @@ from outrider.fleet.broker.connack import ACCEPTED, connect_reason
 from outrider.fleet.broker.ports import write_atomically
 from outrider.fleet.broker.supervise import Supervisor
 from outrider.runtime.errors import BadConfigError
+from outrider.runtime.messages import UP_FILTER
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class IotcoreBroker:
 
     kind: ClassVar[Kind] = "iotcore"
     isolates: ClassVar[bool] = False
+    # Not a shared subscription: rumqttd 0.20 panics ("group must exists") when the only member of a group loses its
+    # connection with messages unacknowledged, and then answers nobody.
+    up_filter: ClassVar[str] = UP_FILTER
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         if host != LOOPBACK:

@@ -22,7 +22,7 @@ from outrider.fleet.broker.connack import ACCEPTED, connect_reason
 from outrider.fleet.broker.ports import write_atomically
 from outrider.fleet.broker.supervise import Supervisor
 from outrider.runtime.errors import BadInputError, NotFoundError, UnavailableError
-from outrider.runtime.messages import ROOT
+from outrider.runtime.messages import ROOT, SHARED_UP_FILTER
 
 MANAGER = "outrider-manager"
 # An account that may do nothing: its password changes with every rewrite of the file, so being let in with the newest
@@ -75,6 +75,7 @@ class MosquittoBroker:
 
     kind: ClassVar[Kind] = "mosquitto"
     isolates: ClassVar[bool] = True
+    up_filter: ClassVar[str] = SHARED_UP_FILTER
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         self.host = host

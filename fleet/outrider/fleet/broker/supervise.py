@@ -1,4 +1,4 @@
-"""Keep one child process running, and never leave it behind."""
+"""Keep one child process running and answering, and never leave it behind."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ STOP_TIMEOUT_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 STEADY_S = 30.0  # a child that ran this long is restarted without a longer pause
+CHECK_S = 5.0
+SILENT_CHECKS = 3  # so many checks without an answer, one after the other, and the child is taken to hang
 
 # Runs before the real program, in its process: ask the kernel for SIGTERM when the parent dies, close the race with a
 # parent that is dead already, then become the program. Doing it here needs no preexec_fn, which is unsafe with threads.
@@ -35,7 +37,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class Supervisor:
-    """Runs `command`, restarts it whenever it ends, and ends it with this process, even one killed by SIGKILL.
+    """Runs `command`, restarts it whenever it ends or hangs, and ends it with this process, even on SIGKILL.
 
     `command[0]` is an absolute path. `ready` says whether the child answers. Output is appended to `output`.
     The thread that starts the child lives as long as the child: the kernel's parent-death signal follows the
@@ -53,6 +55,7 @@ class Supervisor:
         self._child: subprocess.Popen[bytes] | None = None
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
+        self._watch = threading.Thread(target=self._check, name=f"{name}-watchdog", daemon=True)
 
     @property
     def pid(self) -> int | None:
@@ -71,6 +74,7 @@ class Supervisor:
                 self.stop()
                 raise UnavailableError(f"{self._name} {problem}: {self._failure or self.last_output()}")
             time.sleep(0.02)
+        self._watch.start()
         log.info("%s runs as process %s", self._name, self.pid)
 
     def signal(self, number: int) -> None:
@@ -119,6 +123,17 @@ class Supervisor:
             log.warning("%s ended; starting it again in %.1f s", self._name, pause)
             self._stopping.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    def _check(self) -> None:
+        """Kill a child that no longer answers; `_run` then starts it again."""
+        silent = 0
+        while not self._stopping.wait(CHECK_S):
+            pid = self.pid
+            silent = 0 if pid is None or self._ready() else silent + 1
+            if silent >= SILENT_CHECKS:
+                log.error("%s has not answered %d times; killing process %s", self._name, silent, pid)
+                self.signal(signal.SIGKILL)
+                silent = 0
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self._output.open("ab") as output:
