@@ -10,8 +10,8 @@ path = "transactions.csv"
 
 [split]
 time = "datetime"     # rows are split in order of time
-valid = "5d"          # a share of the rows (0.1) or a duration (12h, 5d) before the test rows
-test = "5d"           # the newest rows, which neither training nor early stopping sees
+valid = 0.1           # a share of the rows, or a duration (12h, 5d), before the test rows
+test = 0.1            # the newest rows, which neither training nor early stopping sees
 
 [[columns]]
 name = "amount"
@@ -74,10 +74,14 @@ class RecipeInfo(_Part, frozen=True, kw_only=True):
 
 
 class Split(_Part, frozen=True, kw_only=True):
-    """`[split]`: rows in order of `time`, from oldest to newest: history, train, valid, test.
+    """`[split]`: rows in order of `time`, from oldest to newest: history, then train, valid and test.
 
     - `history`: share of the rows, the oldest, that only label-using feature steps learn from.
-    - `valid`, `test`: a share of all rows, or a duration back from the newest row.
+    - `valid`, `test`: a share, or a duration: the newest rows are `test`, those before them `valid`.
+    - `recent`: hold out blocks of `block` spread over this last stretch of time instead, so that the model also
+      learns from the very newest rows (after a sudden change they are the only ones that know of it); `valid` and
+      `test` are then shares of the blocks. A block's part follows from its time alone, so rows that are held out
+      for a retrained model were never trained on by the one before it.
     - `half_life`: a training row that is so much older than the newest one counts half; None: all count alike.
     - `window`: only rows at most so much older than the newest one are used; None: all.
     """
@@ -86,6 +90,8 @@ class Split(_Part, frozen=True, kw_only=True):
     history: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     valid: Share | Duration = 0.1
     test: Share | Duration = 0.1
+    recent: Duration | None = None
+    block: Duration = "3h"
     half_life: Duration | None = None
     window: Duration | None = None
 
@@ -307,6 +313,8 @@ def _check(recipe: Recipe, origin: str) -> None:
         raise BadRecipeError(f"{origin}: [split] time names {recipe.split.time!r}, which is no column of kind time")
     if recipe.label.classes and len(recipe.label.classes) != len(recipe.label.values):
         raise BadRecipeError(f"{origin}: [label] has {len(recipe.label.values)} values, but other classes")
-    shares = [recipe.split.history, *(s for s in (recipe.split.valid, recipe.split.test) if isinstance(s, float))]
-    if sum(shares) >= 1:
+    held_out = [share for share in (recipe.split.valid, recipe.split.test) if isinstance(share, float)]
+    if recipe.split.recent is not None and len(held_out) < 2:
+        raise BadRecipeError(f"{origin}: [split] valid and test must be shares where recent is given")
+    if sum(held_out) >= 1:
         raise BadRecipeError(f"{origin}: [split] leaves no rows to train on")

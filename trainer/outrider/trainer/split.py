@@ -11,19 +11,29 @@ from outrider.runtime.errors import BadDataError
 from outrider.trainer.data.table import Table
 from outrider.trainer.recipe import Recipe, Split, seconds
 
+# A block's place in the golden-ratio sequence: as even as can be, and in step with no hour or weekday.
+_GOLDEN = 0.6180339887498949
+
+Positions = NDArray[np.intp]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Positions in a table sorted by time: `history` < `train` < `valid` < `test`."""
+    """Ascending positions in a table sorted by time. Every row is in one part."""
 
-    history: slice
-    train: slice
-    valid: slice
-    test: slice
+    history: Positions
+    train: Positions
+    valid: Positions
+    test: Positions
 
-    def describe(self) -> str:
-        """The sizes in words."""
-        return ", ".join(f"{name} {part.stop - part.start}" for name, part in vars(self).items())
+    @property
+    def held_out(self) -> Positions:
+        """`valid` and `test`, in order of time."""
+        return np.sort(np.concatenate([self.valid, self.test]))
+
+    def sizes(self) -> dict[str, int]:
+        """Rows by part."""
+        return {name: len(part) for name, part in vars(self).items()}
 
 
 def rows_until(table: Table, recipe: Recipe, until: float | None) -> Table:
@@ -48,32 +58,46 @@ def split(table: Table, recipe: Recipe) -> Parts:
     """Cut a table sorted by time. Raises BadDataError where a part would be empty."""
     rules, times = recipe.split, table[recipe.split.time]
     n = len(times)
-    test = _back_from(n, rules.test, times, n)
-    valid = _back_from(test, rules.valid, times, n)
-    train = int(rules.history * valid)
-    parts = Parts(history=slice(0, train), train=slice(train, valid), valid=slice(valid, test), test=slice(test, n))
-    empty = [name for name, part in vars(parts).items() if part.stop <= part.start and not _may_be_empty(name, rules)]
+    test, valid = _blocks(rules, times) if rules.recent is not None else _newest(rules, times)
+    rest = np.flatnonzero(~(test | valid))
+    first = int(np.argmax(test | valid)) if len(rest) < n else n
+    history = int(rules.history * first)
+    parts = Parts(history=rest[:history], train=rest[history:], valid=np.flatnonzero(valid), test=np.flatnonzero(test))
+    empty = [name for name, size in parts.sizes().items() if size == 0 and (name != "history" or rules.history > 0)]
     if empty:
-        raise BadDataError(f"the split leaves no {empty[0]} rows of {n}: {parts.describe()}")
+        raise BadDataError(f"the split leaves no {empty[0]} rows of {n}: {parts.sizes()}")
     return parts
 
 
 def weights(times: NDArray[np.float64], half_life: str | None) -> NDArray[np.float32]:
-    """How much each training row counts, float32 [n]: 1 for the newest, half after each half-life."""
+    """How much each training row counts, float32 [n]: half as much after each half-life; their mean is 1."""
     if half_life is None or len(times) == 0:
         return np.ones(len(times), dtype=np.float32)
-    counts: NDArray[np.float32] = np.exp2((times - times[-1]) / seconds(half_life)).astype(np.float32)
-    return counts
+    counts = np.exp2((times - times[-1]) / seconds(half_life))
+    mean_one: NDArray[np.float32] = (counts / counts.mean()).astype(np.float32)
+    return mean_one
 
 
-def _back_from(end: int, size: float | str, times: NDArray[np.float64], rows: int) -> int:
+def _newest(rules: Split, times: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the newest rows (test) and of those before them (valid)."""
+    position, n = np.arange(len(times)), len(times)
+    test = _back_from(n, rules.test, times)
+    valid = _back_from(test, rules.valid, times)
+    return position >= test, (position >= valid) & (position < test)
+
+
+def _blocks(rules: Split, times: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the test and valid blocks of the recent stretch."""
+    assert rules.recent is not None
+    assert isinstance(rules.test, float)
+    assert isinstance(rules.valid, float)
+    recent = times > times[-1] - seconds(rules.recent)
+    place = np.mod(np.floor(times / seconds(rules.block)) * _GOLDEN, 1.0)
+    return recent & (place < rules.test), recent & (place >= rules.test) & (place < rules.test + rules.valid)
+
+
+def _back_from(end: int, size: float | str, times: NDArray[np.float64]) -> int:
     """Where a part begins that ends before position `end`: a share of all rows, or a span of time."""
     if isinstance(size, str):
-        if end <= 0:
-            return 0
-        return int(np.searchsorted(times, times[end - 1] - seconds(size), side="right"))
-    return max(end - max(round(size * rows), 1), 0)
-
-
-def _may_be_empty(name: str, rules: Split) -> bool:
-    return name == "history" and rules.history == 0
+        return int(np.searchsorted(times, times[end - 1] - seconds(size), side="right")) if end > 0 else 0
+    return max(end - max(round(size * len(times)), 1), 0)

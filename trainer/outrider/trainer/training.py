@@ -30,7 +30,7 @@ from outrider.trainer.metrics import evaluate
 from outrider.trainer.models.base import ModelKind, Sample, Trained
 from outrider.trainer.progress import Progress, silent
 from outrider.trainer.recipe import LoadedRecipe, Recipe, load_recipe, seconds
-from outrider.trainer.split import Parts, rows_until, split, weights
+from outrider.trainer.split import Parts, Positions, rows_until, split, weights
 from outrider.trainer.tables import make_model, make_source
 
 
@@ -99,7 +99,7 @@ class Rows:
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
 
-    def sample(self, part: slice, half_life: str | None = None) -> Sample:
+    def sample(self, part: Positions, half_life: str | None = None) -> Sample:
         """Some rows to fit on."""
         return Sample(
             features=self.features[part],
@@ -180,10 +180,10 @@ def measure(trained: Trained, rows: Rows, parts: Parts) -> RunMetrics:
 def make_baseline(outcome: Outcome, recipe: Recipe, progress: Progress) -> bytes:
     """The distributions that live rows are compared with: of recent features, and of scores on held-out rows."""
     rows, parts = outcome.rows, outcome.parts
-    first = parts.train.start
+    first = int(parts.train[0])
     if recipe.baseline.last is not None:
         first = max(first, int(np.searchsorted(rows.times, rows.times[-1] - seconds(recipe.baseline.last))))
-    scores = outcome.trained.scores(rows.features[parts.valid.start : parts.test.stop])
+    scores = outcome.trained.scores(rows.features[parts.held_out])
     progress("baseline", f"{len(rows.features) - first} rows in {recipe.baseline.blocks} blocks of time")
     return encode_baseline(
         learn_baseline(
@@ -199,7 +199,7 @@ def write(out: Path, loaded: LoadedRecipe, run: Run, outcome: Outcome, baseline:
     """Write the model directory, with the newest rows as calibration sample."""
     assert run.data is not None, "train notes the data before it writes"
     recipe, rows, parts = loaded.recipe, outcome.rows, outcome.parts
-    chosen = slice(max(parts.train.start, len(rows.table) - recipe.calibration.rows), len(rows.table))
+    chosen = slice(max(int(parts.train[0]), len(rows.table) - recipe.calibration.rows), len(rows.table))
     provenance = Provenance(
         run_id=run.id,
         recipe=run.recipe,
@@ -254,14 +254,14 @@ def _fit(recipe: Recipe, table: Table, parts: Parts, labels: NDArray[np.int64]) 
     raw = table.select([column.name for column in declared.columns])
     positive = (labels == len(recipe.label.values) - 1).astype(np.float64)
 
-    def fitted(part: slice) -> FeaturePlan:
+    def fitted(part: Positions) -> FeaturePlan:
         return fit_plan(declared, {name: values[part] for name, values in raw.items()}, positive[part])
 
-    if parts.history.stop == 0:
+    if len(parts.history) == 0:
         return fitted(parts.train)
     from outrider.runtime.features.transform import make_steps
 
-    by_history, by_all = fitted(parts.history), fitted(slice(0, parts.train.stop))
+    by_history, by_all = fitted(parts.history), fitted(np.concatenate([parts.history, parts.train]))
     steps = tuple(
         early if step.uses_labels() else late
         for step, early, late in zip(make_steps(declared), by_history.steps, by_all.steps, strict=True)
@@ -293,5 +293,5 @@ def _describe(table: Table, parts: Parts, recipe: Recipe, until: float | str | N
         first=float(times[0]),
         last=float(times[-1]),
         until=parse_time(until) if isinstance(until, str) else until,
-        parts={name: part.stop - part.start for name, part in vars(parts).items()},
+        parts=parts.sizes(),
     )

@@ -31,7 +31,7 @@ class BreastCancer(Source, frozen=True, kw_only=True):
 
     rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 24_000
     noise: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    spacing_s: Annotated[float, Meta(gt=0)] = 600.0
+    spacing_s: Annotated[float, Meta(gt=0)] = 180.0
     seed: int = 7
 
     def read(self, wanted: Mapping[str, ColumnKind], folder: Path, progress: Progress) -> Table:
