@@ -82,7 +82,7 @@ class Installer:
             on_change=on_change,
         )
         self._workers: dict[str, SlotWorker] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._refused: dict[str, int] = {}
         self._last_refused: bytes | None = None
 
