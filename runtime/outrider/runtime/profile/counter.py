@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.profile.baseline import Baseline
-from outrider.runtime.profile.grid import LEVELS, SCORE_BINS, count_levels, score_bins
+from outrider.runtime.profile.grid import LEVELS, SCORE_BINS, count_upto, levels_of, score_bins
 from outrider.runtime.profile.window import Window
 
 BLOCK_ROWS = 512
@@ -30,15 +30,15 @@ class Counter:
             raise BadDataError("a block holds at least one row")
         layout = baseline.layout
         self._layout = layout
+        self._features = layout.features
         self._lock = threading.Lock()
         self._block_rows = block_rows
         self._ring = np.empty((block_rows, layout.features), np.float32)
-        self._ring_scores = np.empty(block_rows, np.float64)
+        self._ring_scores: list[float] = []
         self._fill = 0
-        self._score_fill = 0
         self._rows = 0
         self._scored = len(layout.scores) > 0
-        self._levels = np.zeros((layout.features, LEVELS), np.int64)
+        self._upto = np.zeros((layout.features, LEVELS), np.int64)
         self._scores = np.zeros(SCORE_BINS, np.int64)
 
     @property
@@ -55,28 +55,34 @@ class Counter:
     def observe(self, features: NDArray[np.float32], scores: NDArray[np.floating] | None = None) -> None:
         """Count float32 rows [n, f], and their scores [n]. Raises BadDataError on another shape."""
         shape = features.shape
-        if len(shape) != 2 or shape[1] != self._layout.features:
-            raise BadDataError(f"expected rows of {self._layout.features} features, got an array of shape {shape}")
+        if len(shape) != 2 or shape[1] != self._features:
+            raise BadDataError(f"expected rows of {self._features} features, got an array of shape {shape}")
         rows = shape[0]
         if not self._scored:
             scores = None
         elif scores is not None and scores.shape != (rows,):
             raise BadDataError(f"expected {rows} scores, got an array of shape {scores.shape}")
         with self._lock:
-            if rows == 1:
-                self._append(features, scores)
-            else:
+            if rows != 1:
                 self._extend(features, scores)
+                return
+            self._ring[self._fill] = features
+            self._fill += 1
+            if scores is not None:
+                self._ring_scores.append(scores.item())
+            if self._fill == self._block_rows:
+                self._flush()
 
     def take(self, start: float, end: float) -> Window:
         """Everything counted since the last `take`, as the window from `start` to `end` (seconds)."""
         layout = self._layout
         with self._lock:
             self._flush()
-            levels, scores, rows = self._levels, self._scores, self._rows
-            self._levels = np.zeros_like(levels)
+            upto, scores, rows = self._upto, self._scores, self._rows
+            self._upto = np.zeros_like(upto)
             self._scores = np.zeros_like(scores)
             self._rows = 0
+        levels = levels_of(upto)
         return Window(
             fingerprint=layout.fingerprint,
             start=start,
@@ -87,16 +93,6 @@ class Counter:
             outside=np.where(layout.outside, levels, 0).sum(axis=1),
             scores=scores,
         )
-
-    def _append(self, features: NDArray[np.float32], scores: NDArray[np.floating] | None) -> None:
-        fill = self._fill
-        self._ring[fill] = features[0]
-        if scores is not None:
-            self._ring_scores[self._score_fill] = scores[0]
-            self._score_fill += 1
-        self._fill = fill + 1
-        if self._fill == self._block_rows:
-            self._flush()
 
     def _extend(self, features: NDArray[np.float32], scores: NDArray[np.floating] | None) -> None:
         done, rows = 0, len(features)
@@ -118,13 +114,13 @@ class Counter:
         if self._fill:
             self._count(self._ring[: self._fill])
             self._fill = 0
-        if self._score_fill:
-            self._count_scores(self._ring_scores[: self._score_fill])
-            self._score_fill = 0
+        if self._ring_scores:
+            self._count_scores(np.array(self._ring_scores))
+            self._ring_scores.clear()
 
     def _count(self, block: NDArray[np.float32]) -> None:
         columns = np.array(block.T, np.float32, order="C")
-        self._levels += count_levels(columns, self._layout.edges)
+        count_upto(columns, self._layout.edges, self._upto)
         self._rows += len(block)
 
     def _count_scores(self, scores: NDArray[np.floating]) -> None:

@@ -61,20 +61,21 @@ def learn_edges(column: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]
     return edges, distinct.size <= MAX_DISCRETE
 
 
-def count_levels(columns: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Counts [f, 256] of contiguous columns [f, n] on edges [f, 255] padded with +inf; NaN is level 255.
+def count_upto(columns: NDArray[np.float32], edges: NDArray[np.float32], upto: NDArray[np.int64]) -> None:
+    """Add to `upto` [f, 256] how many values of contiguous columns [f, n] are at or under each edge, and n at last.
 
-    Sorting a column and looking up its edges is three times faster than looking up each value; `columns` is
-    sorted in place.
+    `edges` [f, 255] is padded with +inf. Sorting a column and looking up its edges is three times faster than
+    looking up each value; `columns` is sorted in place.
     """
-    features, rows = columns.shape
     columns.sort(axis=1)
-    upto = np.empty((features, LEVELS), np.int64)
-    upto[:, EDGES] = rows
-    for column, cuts, row in zip(columns, edges, upto, strict=True):
-        row[:EDGES] = column.searchsorted(cuts, side="right")
-    upto[:, 1:] -= upto[:, :-1].copy()
-    return upto
+    for column, cuts, into in zip(columns, edges, upto[:, :EDGES], strict=True):
+        np.add(into, column.searchsorted(cuts, side="right"), out=into)
+    upto[:, EDGES] += columns.shape[1]
+
+
+def levels_of(upto: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts a level [f, 256] from counts up to each edge; NaN is level 255."""
+    return np.diff(upto, axis=1, prepend=0)
 
 
 def score_bin(score: float) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.profile.baseline import MAX_FEATURES, MAX_ROWS, Baseline, FeatureGrid, Movement
-from outrider.runtime.profile.grid import EDGES, SCORE_BINS, count_levels, learn_edges, score_bins
+from outrider.runtime.profile.grid import EDGES, LEVELS, SCORE_BINS, count_upto, learn_edges, levels_of, score_bins
 from outrider.runtime.profile.layout import Layout
 
 # Movements are recorded for spans of 1, 2, 4, ... blocks, up to a quarter of the rows.
@@ -47,7 +47,9 @@ def learn_baseline(
         edges, discrete = learn_edges(column)
         padded = np.full((1, EDGES), np.inf, np.float32)
         padded[0, : len(edges)] = edges
-        counts = count_levels(column[None, :].copy(), padded)[0]
+        upto = np.zeros((1, LEVELS), np.int64)
+        count_upto(column[None, :].copy(), padded, upto)
+        counts = levels_of(upto)[0]
         level_counts = np.append(counts[: len(edges)], counts[-1])
         grids.append(
             FeatureGrid(
