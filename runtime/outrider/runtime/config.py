@@ -44,7 +44,8 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What one device is told by its integrator. Times are seconds, sizes bytes.
 
     - `state_dir`: identity, slots, journal and outbox; one daemon at a time.
-    - `fleet_url`, `name`, `token` or `token_file`: to enrol; not needed once enrolled.
+    - `fleet_url`, `name`, `token` or `token_file`: to enrol; not needed once enrolled. Without `name` the fleet
+      picks one.
     - `host`, `port`, `socket`: the local inference API. Port 0 takes any free port; a host beyond loopback needs
       `expose = true`, because the API has no authentication. `socket` defaults to `outrider.sock` in `state_dir`.
     - `max_request_bytes`, `request_s`, `max_connections`: what one client may ask of the API.

@@ -63,9 +63,7 @@ def _request(config: DeviceConfig, token: str | None) -> EnrolRequest:
             "the device is not enrolled and has no token",
             hint="make one with 'outrider fleet token' and set token or token_file",
         )
-    if config.name is None:
-        raise BadConfigError("the device is not enrolled and has no name", hint="set 'name' in the configuration")
-    return EnrolRequest(token=token, name=config.name, target=host_target())
+    return EnrolRequest(token=token, name=config.name or "", target=host_target())
 
 
 def _fleet(config: DeviceConfig) -> Ask:
@@ -97,7 +95,7 @@ def _identity(config: DeviceConfig, request: EnrolRequest, answer: Enrolment) ->
     return Identity(
         tenant=answer.tenant,
         device=answer.device,
-        name=request.name,
+        name=request.name or answer.device,
         secret=answer.secret,
         api_url=answer.api_url or config.fleet_url or "",
         mqtt_host=answer.mqtt_host,

@@ -2,8 +2,8 @@
 
 Two threads: `mqtt` moves packets (see `outrider.runtime.mqtt`), `link` does everything that may touch the disk, one
 signal at a time. A message to the device is acknowledged only after its handler has returned, so after it is
-durable; a message from the outbox is done only when the broker has acknowledged it. Either may therefore be seen
-twice, and never lost.
+durable; a message from the outbox is done only when the broker has acknowledged it, with somebody subscribed. Either
+may therefore be seen twice, and never lost.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 _WINDOW = 8  # outbox messages on the way at once
 _POLL_S = 5.0  # how long an outbox message that nobody announced may wait
-_RETRY_S = 15.0  # after the broker refused a publish, or the disk refused a desired document
+_RETRY_S = 15.0  # after the broker did not take a message, or the disk did not take a desired document
 _MIN_EXPIRY_S = 60
 
 
@@ -85,13 +85,14 @@ class Handlers:
     """Who takes what arrives, each called on the `link` thread.
 
     `desired` returns once the document is durable or refused; a Fault makes the link offer it again. `command`
-    returns the body of the reply. `reported` is the state to publish.
+    returns the body of the reply. `reported` is the state to publish. `connected` is told of every new connection.
     """
 
     desired: Callable[[bytes], None]
     block: Callable[[str, Block], None]
     command: Callable[[str, bytes], dict[str, str]]
     reported: Callable[[], Reported]
+    connected: Callable[[], None] = lambda: None
 
 
 class _Wake:
@@ -109,14 +110,13 @@ class Link:
         self,
         identity: Identity,
         outbox: Outbox,
-        handlers: Handlers,
         *,
         boot_id: str,
         settings: MqttSettings | None = None,
     ) -> None:
         self._address = identity.address
         self._outbox = outbox
-        self._handlers = handlers
+        self._handlers: Handlers
         self._boot_id = boot_id
         self._queue: queue.SimpleQueue[Signal | _Wake | _Leave] = queue.SimpleQueue()
         self._mqtt = MqttSession(_credentials(identity), will=self._will, sink=self._queue.put, settings=settings)
@@ -135,21 +135,23 @@ class Link:
         """Whether the broker has accepted the present connection."""
         return self._mqtt.up
 
-    def start(self) -> None:
+    def start(self, handlers: Handlers) -> None:
         """Connect, and stay in touch, from now on. Returns at once, also while the broker is away."""
+        self._handlers = handlers
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self._thread.start()
         self._mqtt.start()
 
     def stop(self, *, goodbye_s: float = 2.0) -> None:
         """Publish that the device goes offline, wait for that up to `goodbye_s`, and disconnect."""
+        if self._thread is None:
+            return
         self._queue.put(_Leave())
         self._left.wait(goodbye_s)
         self._mqtt.stop()
         self._left.set()
         self._queue.put(_Wake())
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def wake(self) -> None:
         """The outbox has new messages."""
@@ -220,6 +222,7 @@ class Link:
         self._mqtt.subscribe(self._address.down("#"))
         self._publish_presence(up.session, online=True)
         self._report = True
+        self._handlers.connected()
 
     def _lose(self, down: Down) -> None:
         if down.taken_over:
@@ -251,7 +254,7 @@ class Link:
         if published.ok:
             self._outbox.done(message_id)
         else:
-            log.warning("the broker refused a message: %s", published.reason)
+            log.warning("the broker did not take a message, it is sent again: %s", published.reason)
             self._hold_until = time.monotonic() + _RETRY_S
 
     def _drain(self) -> None:
@@ -313,7 +316,7 @@ class Link:
                 self._held, self._hold_until = message, time.monotonic() + _RETRY_S
                 return
             except OutriderError as e:
-                log.warning("refused a desired document: %s", e)
+                log.info("did not take up a desired document: %s", e)  # the installer counts and reports it
         self._mqtt.ack(message)
 
     def _command(self, name: str, message: Incoming) -> None:

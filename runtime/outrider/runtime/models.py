@@ -18,6 +18,7 @@ from outrider.runtime.errors import NotFoundError
 
 if TYPE_CHECKING:
     from outrider.runtime.bundle.manifest import Manifest
+    from outrider.runtime.telemetry import Meter
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,24 @@ class Runnable(Protocol):
 
 
 class Live:
-    """One session in a slot. `sha256` is its bundle; `on_closed` runs after its last request, once it is retired."""
+    """One session in a slot. `sha256` is its bundle, `meter` counts what it serves.
 
-    def __init__(self, slot: str, sha256: str, session: Runnable, on_closed: Callable[[], None] | None = None) -> None:
+    `on_closed` runs after its last request, once it is retired.
+    """
+
+    def __init__(
+        self,
+        slot: str,
+        sha256: str,
+        session: Runnable,
+        *,
+        meter: Meter | None = None,
+        on_closed: Callable[[], None] | None = None,
+    ) -> None:
         self.slot = slot
         self.sha256 = sha256
         self.session = session
+        self.meter = meter
         self._on_closed = on_closed
         self._users = 0
         self._retired = False

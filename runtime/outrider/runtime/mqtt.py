@@ -27,6 +27,7 @@ from outrider.runtime.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 _TAKEN_OVER = 0x8E
+_NO_SUBSCRIBERS = 0x10
 _NOT_AUTHORIZED = (0x86, 0x87)
 _POLL_S = 1.0
 
@@ -99,7 +100,7 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Published:
-    """The broker's answer to a publish. Not `ok`: it refused, for `reason`."""
+    """The broker's answer to a publish. Not `ok`: it refused, or passed it to nobody; `reason` says which."""
 
     mid: int
     ok: bool
@@ -281,7 +282,8 @@ class MqttSession:
         self._sink(Incoming(self._session, message.mid, topic, bytes(message.payload), correlation))
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _props: Any) -> None:
-        self._sink(Published(mid, not reason.is_failure, str(reason)))
+        # "No matching subscribers" is a success to MQTT, but then nobody has the message.
+        self._sink(Published(mid, not reason.is_failure and reason.value != _NO_SUBSCRIBERS, str(reason)))
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: list[ReasonCode], _props: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
