@@ -96,7 +96,7 @@ def _levels(found: set[str]) -> Iterable[str]:
 
 def _words(cpuinfo: str, key: str) -> set[str]:
     """The words after `key` that all cores share: an artifact may run on any of them."""
-    lines = re.findall(rf"^{key}\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    lines = re.findall(rf"^{key}[ \t]*:(.*)$", cpuinfo, re.MULTILINE)
     return set.intersection(*(set(line.split()) for line in lines)) if lines else set()
 
 

@@ -314,7 +314,8 @@ def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
 
 
 def _aligned(size: int) -> Array:
-    """`size` bytes whose address is a multiple of ALIGNMENT."""
+    """At least `size` bytes, and at least one, whose address is a multiple of ALIGNMENT."""
+    size = max(size, 1)
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size]
