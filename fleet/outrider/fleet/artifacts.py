@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from outrider.runtime.errors import StorageError
 
 CHUNK_BYTES = 256 * 1024
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     What is not understood, several ranges included, is answered with the whole file, as RFC 9110 allows. Raises
     UnsatisfiableRange.
     """
-    match = _RANGE.match(header.strip()) if header else None
+    match = _RANGE.fullmatch(header.strip()) if header else None
     if match is None or match.group() == "bytes=-":
         return None
     first, last = match.groups()

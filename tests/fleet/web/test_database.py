@@ -19,14 +19,6 @@ from outrider.fleet.db import Base, Database, ReleaseRow, TriggerRow, WaitingLab
 from outrider.runtime.errors import BadConfigError, ConflictError, UnavailableError
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'fleet.db'}")
-    database.migrate()
-    yield database
-    database.close()
-
-
 def _program(name: str) -> str | None:
     found = shutil.which(name)
     if found:

@@ -24,7 +24,7 @@ from outrider.runtime.errors import BadMessageError, BundleTooLargeError, NotFou
 api = Records("registry")
 
 
-@api.post("/bundles")
+@api.post("/bundles", upload=True)
 async def publish_bundle(
     request: Request,
     state: State,

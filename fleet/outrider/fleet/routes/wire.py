@@ -40,6 +40,7 @@ State = Annotated[FleetState, Depends(state_of)]
 Operator = Annotated[Principal, Depends(require_operator)]
 Caller = Annotated[Principal, Depends(require_device_or_operator)]
 OPEN: tuple[params.Depends, ...] = ()
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
 class JsonBody:
@@ -78,13 +79,21 @@ class Records:
         """A route that changes nothing."""
         return self._route("GET", path, needs)
 
-    def post(self, path: str, *, needs: Sequence[params.Depends] = (OPERATOR,), status: int = 200) -> Callable[[F], F]:
-        """A route that changes something."""
-        return self._route("POST", path, needs, status)
+    def post(
+        self, path: str, *, needs: Sequence[params.Depends] = (OPERATOR,), status: int = 200, upload: bool = False
+    ) -> Callable[[F], F]:
+        """A route that changes something; `upload`: the body is a file, which it reads from the request itself."""
+        return self._route("POST", path, needs, status, upload=upload)
 
-    def _route(self, method: str, path: str, needs: Sequence[params.Depends], status: int = 200) -> Callable[[F], F]:
+    def _route(
+        self, method: str, path: str, needs: Sequence[params.Depends], status: int = 200, *, upload: bool = False
+    ) -> Callable[[F], F]:
         def add(function: F) -> F:
-            hints = typing.get_type_hints(function, include_extras=True)
+            described = self._describe(typing.get_type_hints(function, include_extras=True), status)
+            if needs:
+                described["security"] = [{"bearer": []}]
+            if upload:
+                described["requestBody"] = {"content": _BYTES, "required": True}
             self.router.add_api_route(
                 path,
                 _answering(function, status),
@@ -94,20 +103,19 @@ class Records:
                 dependencies=list(needs),
                 response_model=None,
                 status_code=status,
-                openapi_extra=self._describe(hints, status, secured=bool(needs)),
+                openapi_extra=described,
             )
             return function
 
         return add
 
-    def _describe(self, hints: dict[str, Any], status: int, *, secured: bool) -> dict[str, Any]:
+    def _describe(self, hints: dict[str, Any], status: int) -> dict[str, Any]:
         answer = hints.pop("return")
-        responses: dict[str, Any] = {"default": self._content(ErrorBody, "An error.")}
-        if not (isinstance(answer, type) and issubclass(answer, Response)):
-            responses[str(status)] = self._content(answer, "Done.")
-        described: dict[str, Any] = {"responses": responses}
-        if secured:
-            described["security"] = [{"bearer": []}]
+        if isinstance(answer, type) and issubclass(answer, Response):
+            done: dict[str, Any] = {"content": _BYTES, "description": "The bytes."}
+        else:
+            done = self._content(answer, "Done.")
+        described: dict[str, Any] = {"responses": {str(status): done, "default": self._content(ErrorBody, "An error.")}}
         for hint in hints.values():
             for extra in getattr(hint, "__metadata__", ()):
                 if isinstance(extra, params.Depends) and isinstance(extra.dependency, JsonBody):
