@@ -1,0 +1,100 @@
+"""Backends: Model -> artifact. One module each, imported only when it is asked.
+
+`BACKENDS` is the table. A new backend is one module with a class of the interface `Backend` and one line here.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from outrider.compiler.model import Model
+from outrider.runtime.bundle import ArtifactEntry, file_entry
+from outrider.runtime.target import Requirements, Target
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to build an artifact: a backend, a precision and options that change speed or size."""
+
+    backend: str
+    precision: str = "float32"
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """A name that is fit for a path: `native-k2-lanes8`."""
+        return "-".join(
+            (self.backend, *(value if key == "kernel" else key + value for key, value in self.options.items()))
+        )
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artifact's bytes with its entry for the manifest."""
+
+    candidate: Candidate
+    data: bytes
+    entry: ArtifactEntry
+
+
+class Backend(Protocol):
+    """Builds artifacts of one format."""
+
+    def refuses(self, model: Model, target: Target) -> str | None:
+        """Why this backend has nothing for the model on the target, in words; None where it has."""
+        ...
+
+    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
+        """What to try, the one that the written rule prefers first. At least one."""
+        ...
+
+    def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
+        """Build one candidate; the same arguments give the same bytes. Raises ToolchainError."""
+        ...
+
+
+BACKENDS: dict[str, str] = {
+    "native": "outrider.compiler.backends.native:NativeBackend",
+    "ort": "outrider.compiler.backends.ort:OrtBackend",
+}
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name."""
+    made: Backend = pkgutil.resolve_name(BACKENDS[name])()
+    return made
+
+
+def artifact_entry(
+    model: Model,
+    candidate: Candidate,
+    data: bytes,
+    *,
+    file: str,
+    kind: str,
+    package: str | None,
+    triple: str | None,
+    needs: Requirements,
+) -> ArtifactEntry:
+    """The manifest's entry for an artifact of the format `kind`, under its path in the bundle."""
+    stored = file_entry(f"artifacts/{candidate.id}/{file}", data)
+    return ArtifactEntry(
+        path=stored.path,
+        size=stored.size,
+        sha256=stored.sha256,
+        format=kind,
+        abi=1,
+        engine=kind,
+        package=package,
+        triple=triple,
+        needs=needs,
+        inputs=tuple(spec.name for spec in model.signature.inputs),
+        outputs=model.computed,
+        candidate=candidate.id,
+    )
+
+
+__all__ = ["BACKENDS", "Backend", "Built", "Candidate", "artifact_entry", "backend"]

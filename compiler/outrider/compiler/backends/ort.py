@@ -1,0 +1,37 @@
+"""ONNX models as they are, for ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outrider.compiler.backends import Built, Candidate, artifact_entry
+from outrider.compiler.model import Model, OnnxGraph
+from outrider.runtime.target import Requirements, Target
+
+_PACKAGED = ("x86_64", "aarch64")  # architectures with a wheel of onnxruntime
+
+
+class OrtBackend:
+    """The file passes through; ONNX Runtime optimises it when it loads it on the device."""
+
+    def refuses(self, model: Model, target: Target) -> str | None:
+        """Anything but an ONNX graph, and targets that ONNX Runtime is not packaged for."""
+        if not isinstance(model.payload, OnnxGraph):
+            return "the model is not an ONNX graph, which is what this backend takes"
+        if target.arch not in _PACKAGED:
+            return f"ONNX Runtime has no package for {target.arch}"
+        return None
+
+    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:  # noqa: ARG002
+        """The model in its own precision."""
+        return [Candidate("ort", "float32")]
+
+    def build(self, model: Model, candidate: Candidate, target: Target) -> Built:  # noqa: ARG002
+        """Pass the file through."""
+        assert isinstance(model.payload, OnnxGraph)
+        data = model.payload.data
+        needs = Requirements(memory_bytes=len(data))
+        entry = artifact_entry(
+            model, candidate, data, file="model.onnx", kind="onnx", package="onnxruntime", triple=None, needs=needs
+        )
+        return Built(candidate, data, entry)

@@ -1,0 +1,188 @@
+"""LightGBM: Booster, the scikit-learn wrappers, text files.
+
+LightGBM decides in double on the values that it is given; float32 rows are exact in double. Values of at most 1e-35
+are zero to it, a category is truncated towards zero, and with `zero_as_missing` zero is missing, like NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.compiler.frontends import ReadOptions
+from outrider.compiler.frontends.convert import digest, file_digest, through_treelite
+from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
+from outrider.compiler.trees.forest import Forest, Missing
+from outrider.compiler.trees.read import read_treelite
+from outrider.runtime.errors import BadModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    import lightgbm
+
+_CATEGORICAL_BIT, _MISSING_SHIFT, _MISSING_ZERO = 1, 2, 1  # of LightGBM's `decision_type`
+
+
+class LightGBMFrontend:
+    """A Booster predicts up to its best iteration, as it does itself."""
+
+    def read_object(self, source: Any, options: ReadOptions) -> Model:
+        """A Booster or a wrapper (LGBMClassifier, LGBMRegressor, LGBMRanker)."""
+        import lightgbm
+
+        if isinstance(source, lightgbm.Booster):
+            return _read_booster(source, options, source.model_to_string(), None)
+        if not isinstance(source, lightgbm.LGBMModel):
+            raise UnsupportedError(f"LightGBM objects of type {type(source).__name__} are not supported")
+        return _read_wrapper(source, options)
+
+    def read_file(self, path: Path, options: ReadOptions) -> Model:
+        """A text file by `Booster.save_model`."""
+        import lightgbm
+
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError as e:
+            raise BadModelError(f"{path} is not a LightGBM text model") from e
+        _check_complete(text, str(path))
+        try:
+            booster = lightgbm.Booster(model_str=text)
+        except (lightgbm.basic.LightGBMError, ValueError) as e:
+            raise BadModelError(f"{path} is not a readable LightGBM model: {e}") from e
+        return _read_booster(booster, options, text, file_digest(path))
+
+
+def _read_booster(booster: lightgbm.Booster, options: ReadOptions, text: str, sha256: str | None) -> Model:
+    forest, objective = _read_forest(text)
+    labels = tuple(options.class_labels)
+    if not labels and objective in ("binary", "multiclass", "multiclassova"):
+        labels = tuple(range(max(forest.outputs, 2)))
+    return _model(
+        forest,
+        booster.predict,
+        booster,
+        options=options,
+        objective=objective,
+        labels=labels,
+        kind="Booster",
+        sha256=sha256 or digest(text.encode()),
+    )
+
+
+def _read_wrapper(source: lightgbm.LGBMModel, options: ReadOptions) -> Model:
+    import lightgbm
+    from sklearn.exceptions import NotFittedError
+
+    try:
+        booster = source.booster_
+    except NotFittedError as e:
+        raise BadModelError(f"the {type(source).__name__} is not fitted") from e
+    text = booster.model_to_string()
+    forest, objective = _read_forest(text)
+    labels: tuple[Label, ...] = ()
+    predict: Callable[..., Any] = source.predict
+    if isinstance(source, lightgbm.LGBMClassifier):
+        predict = source.predict_proba
+        labels = tuple(options.class_labels) or plain_labels(source.classes_)
+        forest = replace(forest, complement=forest.outputs == 1)
+    return _model(
+        forest,
+        predict,
+        booster,
+        options=options,
+        objective=objective,
+        labels=labels,
+        kind=type(source).__name__,
+        sha256=digest(text.encode()),
+    )
+
+
+def _model(
+    forest: Forest,
+    predict: Callable[..., Any],
+    booster: lightgbm.Booster,
+    *,
+    options: ReadOptions,
+    objective: str,
+    labels: tuple[Label, ...],
+    kind: str,
+    sha256: str,
+) -> Model:
+    import lightgbm
+
+    def reference(rows: NDArray[np.float32]) -> Array:
+        return np.asarray(predict(rows.astype(np.float64)))
+
+    return forest_model(
+        forest,
+        reference,
+        framework="lightgbm",
+        framework_version=lightgbm.__version__,
+        description=f"{kind}, {objective}, {len(forest.trees)} trees, {forest.nodes} nodes",
+        sha256=sha256,
+        probabilities=objective.startswith("multiclass") or kind.endswith("Classifier"),
+        class_labels=labels,
+        feature_names=tuple(options.feature_names) or tuple(booster.feature_name()),
+    )
+
+
+def _read_forest(text: str) -> tuple[Forest, str]:
+    """The forest and the objective's name."""
+    import treelite
+
+    lines = text.splitlines()
+    if any(line.strip() == "is_linear=1" for line in lines):
+        raise UnsupportedError("LightGBM's linear trees are not supported", hint="train with linear_tree=False")
+    if not any(line.startswith("Tree=") for line in lines):
+        raise BadModelError("the model has zero trees", hint="train it for at least one round")
+    model = through_treelite("this LightGBM model", lambda: treelite.frontend.from_lightgbm(_Text(text)))
+    forest = replace(
+        read_treelite(model, precision="float64"),
+        missing=_missing(lines),
+        tiny_is_zero=True,
+        negative_fraction_is_zero=True,
+    )
+    objective = next((line.partition("=")[2] for line in lines if line.startswith("objective=")), "none")
+    return forest, objective.split(" ")[0]
+
+
+class _Text:
+    """What Treelite asks of a booster: its text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def model_to_string(self) -> str:
+        return self._text
+
+
+def _missing(lines: list[str]) -> Missing:
+    """Whether zero is missing in the numeric splits. LightGBM sets it for all features or for none."""
+    kinds = {
+        number >> _MISSING_SHIFT & 3
+        for line in lines
+        if line.startswith("decision_type=")
+        for number in map(int, line.partition("=")[2].split())
+        if not number & _CATEGORICAL_BIT
+    }
+    if _MISSING_ZERO not in kinds:
+        return "nan"
+    if kinds == {_MISSING_ZERO}:
+        return "zero"
+    raise UnsupportedError("LightGBM models in which zero is missing for some features only are not supported")
+
+
+def _check_complete(text: str, origin: str) -> None:
+    """LightGBM reads past the end of cut-off files; `tree_sizes` says how long each tree's text must be."""
+    if not text.startswith("tree\n"):
+        raise BadModelError(f"{origin} is not a LightGBM text model")
+    sizes = next((line.partition("=")[2] for line in text.splitlines() if line.startswith("tree_sizes=")), "").split()
+    start, end = text.find("\nTree=0\n"), text.find("\nend of trees\n")
+    if end < 0 or not all(size.isdecimal() for size in sizes):
+        raise BadModelError(f"{origin} is not a complete LightGBM model: its trees have no end")
+    if sum(map(int, sizes)) != (len(text[start:end].encode()) if sizes else 0):
+        raise BadModelError(f"{origin} is not a complete LightGBM model: its trees are cut off or were changed")

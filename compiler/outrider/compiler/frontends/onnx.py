@@ -1,0 +1,184 @@
+"""ONNX files. The reference is ONNX Runtime with its graph optimisations switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from outrider.compiler.frontends import ReadOptions
+from outrider.compiler.frontends.convert import digest
+from outrider.compiler.model import LABEL, PROBABILITIES, Array, Model, OnnxGraph, check_labels, label_output
+from outrider.compiler.samples import random_inputs
+from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
+from outrider.runtime.errors import BadModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    import onnx
+
+_DTYPES: dict[str, Dtype] = {
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "FLOAT16": "float16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT16": "int16",
+    "UINT16": "uint16",
+    "INT32": "int32",
+    "UINT32": "uint32",
+    "INT64": "int64",
+    "UINT64": "uint64",
+    "BOOL": "bool",
+    "STRING": "string",
+}
+
+
+class OnnxFrontend:
+    """Reads ONNX files and `onnx.ModelProto` objects, with their weights inside."""
+
+    def read_object(self, source: Any, options: ReadOptions) -> Model:
+        """An `onnx.ModelProto`."""
+        import onnx
+
+        if not isinstance(source, onnx.ModelProto):
+            raise UnsupportedError(f"ONNX objects of type {type(source).__name__} are not supported")
+        return _read(source.SerializeToString(deterministic=True), options)
+
+    def read_file(self, path: Path, options: ReadOptions) -> Model:
+        """A `.onnx` file."""
+        return _read(path.read_bytes(), options)
+
+
+def _read(data: bytes, options: ReadOptions) -> Model:
+    import onnx
+
+    graph = _parse(data)
+    inputs = tuple(_input_spec(value, onnx.TensorProto.DataType.Name) for value in graph.input)
+    batches = {spec.shape[0] for spec in inputs}
+    if len(batches) != 1:
+        raise UnsupportedError(
+            "the inputs of the ONNX model have different batch sizes", hint="export with one batch axis"
+        )
+    batch = batches.pop()
+    session = _session(data)
+    names = tuple(value.name for value in graph.output)
+
+    def reference(values: Mapping[str, Array]) -> dict[str, Array]:
+        results = session.run(list(names), {name: np.ascontiguousarray(array) for name, array in values.items()})
+        return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+    outputs = _output_specs(graph, reference, inputs, batch, onnx.TensorProto.DataType.Name)
+    signature = _signature(inputs, outputs, options)
+    return Model(
+        framework="onnx",
+        framework_version=onnx.__version__,
+        description=f"{graph.name or 'graph'}, {len(graph.node)} nodes",
+        sha256=digest(data),
+        signature=signature,
+        payload=OnnxGraph(data=data, batch=batch),
+        reference=reference,
+        computed=names,
+    )
+
+
+def _parse(data: bytes) -> onnx.GraphProto:
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as e:  # protobuf's DecodeError, whose module moves between its versions
+        raise BadModelError("the file is not a readable ONNX model") from e
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise UnsupportedError("ONNX models with weights in other files are not supported", hint="save as one file")
+    if not model.graph.node:
+        raise BadModelError("the ONNX model has no operators")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as e:
+        raise BadModelError(f"the ONNX model is not valid: {str(e).strip().splitlines()[0]}") from e
+    stored = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    if not kept:
+        raise BadModelError("the ONNX model has no inputs")
+    return model.graph
+
+
+def _session(data: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # the binding raises one class a status code, with no common base but Exception
+        raise UnsupportedError(f"ONNX Runtime cannot run this model: {str(e).strip().splitlines()[0]}") from e
+
+
+def _input_spec(value: onnx.ValueInfoProto, type_name: Any) -> TensorSpec:
+    shape = _dimensions(value)
+    if not shape:
+        raise UnsupportedError(f"the ONNX input {value.name!r} has no batch axis")
+    if None in shape[1:]:
+        raise UnsupportedError(
+            f"the ONNX input {value.name!r} has a free size other than the batch", hint="export with fixed sizes"
+        )
+    return TensorSpec(name=value.name, dtype=_dtype(value, type_name), shape=shape)
+
+
+def _output_specs(
+    graph: onnx.GraphProto, reference: Any, inputs: tuple[TensorSpec, ...], batch: int | None, type_name: Any
+) -> tuple[TensorSpec, ...]:
+    """The real shapes of the outputs, found by running: exporters leave them out or write them wrong."""
+    dtypes = {value.name: _dtype(value, type_name) for value in graph.output}
+    rows = batch or 2
+    try:
+        found = reference(random_inputs(inputs, rows))
+    except Exception as e:  # as for the session
+        raise UnsupportedError(f"ONNX Runtime cannot run this model: {str(e).strip().splitlines()[0]}") from e
+    for name, array in found.items():
+        if array.ndim == 0 or array.shape[0] != rows:
+            raise UnsupportedError(f"the ONNX output {name!r} has no batch axis", hint="the batch must be axis 0")
+    return tuple(
+        TensorSpec(name=name, dtype=dtypes[name], shape=(batch, *array.shape[1:])) for name, array in found.items()
+    )
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    if not value.type.HasField("tensor_type"):
+        raise UnsupportedError(
+            f"{value.name!r} of the ONNX model is not a tensor", hint="scikit-learn: export with zipmap=False"
+        )
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
+
+
+def _dtype(value: onnx.ValueInfoProto, type_name: Any) -> Dtype:
+    _dimensions(value)
+    name = type_name(value.type.tensor_type.elem_type)
+    dtype = _DTYPES.get(name)
+    if dtype is None:
+        raise UnsupportedError(f"{value.name!r} of the ONNX model has the type {name}, which is not supported")
+    return dtype
+
+
+def _signature(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], options: ReadOptions) -> Signature:
+    numeric = [spec for spec in outputs if spec.name != LABEL and spec.dtype != "string"] or list(outputs)
+    predict = next((spec for spec in numeric if spec.name == PROBABILITIES), numeric[0])
+    classes = 2 if len(predict.shape) == 1 else predict.shape[-1] or 0
+    labels = check_labels(tuple(options.class_labels), classes)
+    own_label = any(spec.name == LABEL for spec in outputs)
+    names = tuple(options.feature_names)
+    if names and (len(inputs) != 1 or inputs[0].shape[1:] != (len(names),)):
+        raise BadModelError(f"there are {len(names)} feature names, which the ONNX model's inputs do not fit")
+    return Signature(
+        inputs=inputs,
+        outputs=outputs if own_label else (*outputs, *label_output(labels)),
+        predict=predict.name,
+        feature_names=names,
+        class_labels=labels,
+    )

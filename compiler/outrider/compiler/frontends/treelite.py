@@ -1,0 +1,81 @@
+"""Treelite checkpoints. Their reference is GTIL, Treelite's own interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.compiler.frontends import ReadOptions
+from outrider.compiler.frontends.convert import digest
+from outrider.compiler.model import Array, Model, forest_model
+from outrider.compiler.trees.read import read_treelite
+from outrider.runtime.errors import BadModelError, UnsupportedError
+
+_MAJOR = 4  # checkpoints begin with the version of Treelite
+_FLOAT32 = 2  # Treelite's number for the type
+
+
+class TreeliteFrontend:
+    """Reads checkpoints of Treelite 4, and Treelite's model objects."""
+
+    def read_object(self, source: Any, options: ReadOptions) -> Model:
+        """A `treelite.Model`."""
+        import treelite
+
+        if not isinstance(source, treelite.Model):
+            raise UnsupportedError(f"Treelite objects of type {type(source).__name__} are not supported")
+        return _read(source, options, bytes(source.serialize_bytes()))
+
+    def read_file(self, path: Path, options: ReadOptions) -> Model:
+        """A checkpoint by `Model.serialize`."""
+        import treelite
+
+        data = path.read_bytes()
+        if data[:4] != _MAJOR.to_bytes(4, "little"):
+            raise BadModelError(f"{path} is not a checkpoint of Treelite {_MAJOR}")
+        try:
+            model = treelite.Model.deserialize(path)
+            complete = bytes(model.serialize_bytes()) == data
+        except (treelite.TreeliteError, UnicodeDecodeError) as e:
+            raise BadModelError(f"{path} is not a readable Treelite checkpoint: {_last_line(e)}") from e
+        if not complete:  # Treelite reads a file that is cut off without a word
+            raise BadModelError(
+                f"{path} is not a whole Treelite checkpoint of this version",
+                hint=f"write it with {treelite.__version__}",
+            )
+        return _read(model, options, data)
+
+
+def _read(model: Any, options: ReadOptions, data: bytes) -> Model:
+    import treelite
+
+    header = model.get_header_accessor()
+    single = int(header.get_field("threshold_type")[0]) == _FLOAT32
+    forest = read_treelite(model, precision="float32" if single else "float64")
+    targets = int(header.get_field("num_target")[0])
+    task = int(header.get_field("task_type")[0])
+    labels = tuple(options.class_labels)
+
+    def predict(rows: NDArray[np.float32]) -> Array:
+        result = treelite.gtil.predict(model, np.ascontiguousarray(rows, np.float32 if single else np.float64))
+        matrix: Array = result[:, :, 0] if targets > 1 else result[:, 0, :]
+        return matrix[:, 0] if matrix.shape[1] == 1 else matrix
+
+    return forest_model(
+        forest,
+        predict,
+        framework="treelite",
+        framework_version=treelite.__version__,
+        description=f"checkpoint, {len(forest.trees)} trees, {forest.nodes} nodes",
+        sha256=digest(data),
+        probabilities=task == 2,  # multi-class
+        class_labels=labels,
+        feature_names=options.feature_names,
+    )
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

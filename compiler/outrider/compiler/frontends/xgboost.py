@@ -1,0 +1,175 @@
+"""XGBoost: Booster, the scikit-learn wrappers, `.json` and `.ubj` files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.compiler.frontends import ReadOptions
+from outrider.compiler.frontends.convert import digest, file_digest, through_treelite
+from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
+from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.read import read_treelite
+from outrider.runtime.errors import BadModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    import xgboost
+
+_PROBABILITY = ("binary:logistic", "binary:hinge", "multi:softprob")
+
+
+class XGBoostFrontend:
+    """A Booster predicts with all its trees, as it does itself; a wrapper up to its best iteration."""
+
+    def read_object(self, source: Any, options: ReadOptions) -> Model:
+        """A Booster or a wrapper (XGBClassifier, XGBRegressor, XGBRanker, XGBRF…)."""
+        import xgboost
+
+        if isinstance(source, xgboost.Booster):
+            return _read_booster(source, options, digest(bytes(source.save_raw("ubj"))))
+        if not isinstance(source, xgboost.XGBModel):
+            raise UnsupportedError(f"XGBoost objects of type {type(source).__name__} are not supported")
+        return _read_wrapper(source, options)
+
+    def read_file(self, path: Path, options: ReadOptions) -> Model:
+        """A `.json` or `.ubj` file, read as a Booster."""
+        import xgboost
+
+        if path.suffix.lower() == ".json":
+            _check_json(path)
+        booster = xgboost.Booster()
+        try:
+            booster.load_model(path)
+        except (xgboost.core.XGBoostError, ValueError, UnicodeDecodeError) as e:
+            raise BadModelError(f"{path} is not a readable XGBoost model: {_first_line(e)}") from e
+        return _read_booster(booster, options, file_digest(path))
+
+
+def _read_booster(booster: xgboost.Booster, options: ReadOptions, sha256: str) -> Model:
+    objective = _check(booster)
+    forest = _read_forest(booster)
+    labels = tuple(options.class_labels)
+    if not labels and objective in _PROBABILITY:
+        labels = tuple(range(2 if objective.startswith("binary") else forest.outputs))
+    if objective == "multi:softmax":
+        forest, labels = replace(forest, transform="argmax"), ()
+    return _model(
+        forest,
+        booster_predict(booster),
+        booster,
+        options=options,
+        sha256=sha256,
+        objective=objective,
+        labels=labels,
+        kind="Booster",
+    )
+
+
+def _read_wrapper(source: xgboost.XGBModel, options: ReadOptions) -> Model:
+    import xgboost
+    from sklearn.exceptions import NotFittedError
+
+    try:
+        booster = source.get_booster()
+    except NotFittedError as e:
+        raise BadModelError(f"the {type(source).__name__} is not fitted") from e
+    objective = _check(booster)
+    _first, last = source._get_iteration_range(None)
+    forest = _read_forest(booster[0:last] if 0 < last < booster.num_boosted_rounds() else booster)
+    labels: tuple[Label, ...] = ()
+    predict: Callable[[NDArray[np.float32]], Array] = source.predict
+    if isinstance(source, xgboost.XGBClassifier):
+        predict = source.predict_proba
+        multilabel = not objective.startswith("multi:") and forest.outputs > 1
+        if not multilabel:
+            labels = tuple(options.class_labels) or plain_labels(source.classes_)
+            forest = replace(forest, complement=forest.outputs == 1)
+    return _model(
+        forest,
+        predict,
+        booster,
+        options=options,
+        sha256=digest(bytes(booster.save_raw("ubj"))),
+        objective=objective,
+        labels=labels,
+        kind=type(source).__name__,
+    )
+
+
+def _model(
+    forest: Forest,
+    predict: Callable[[NDArray[np.float32]], Array],
+    booster: xgboost.Booster,
+    *,
+    options: ReadOptions,
+    sha256: str,
+    objective: str,
+    labels: tuple[Label, ...],
+    kind: str,
+) -> Model:
+    import xgboost
+
+    return forest_model(
+        forest,
+        predict,
+        framework="xgboost",
+        framework_version=xgboost.__version__,
+        description=f"{kind}, {objective}, {len(forest.trees)} trees, {forest.nodes} nodes",
+        sha256=sha256,
+        probabilities=objective.startswith("multi:") or kind.endswith("Classifier"),
+        class_labels=labels,
+        feature_names=tuple(options.feature_names) or tuple(booster.feature_names or ()),
+    )
+
+
+def _read_forest(booster: xgboost.Booster) -> Forest:
+    import treelite
+
+    model = through_treelite("this XGBoost model", lambda: treelite.frontend.from_xgboost(booster))
+    return read_treelite(model, precision="float32")
+
+
+def booster_predict(booster: xgboost.Booster) -> Callable[[NDArray[np.float32]], Array]:
+    """`Booster.predict` on float32 rows. A DMatrix refuses infinities, the in-place prediction takes them."""
+    import xgboost
+
+    def predict(rows: NDArray[np.float32]) -> Array:
+        if np.isinf(rows).any():
+            return np.asarray(booster.inplace_predict(rows, validate_features=False))
+        matrix = xgboost.DMatrix(
+            rows, feature_names=booster.feature_names, feature_types=booster.feature_types, enable_categorical=True
+        )
+        return np.asarray(booster.predict(matrix))
+
+    return predict
+
+
+def _check(booster: xgboost.Booster) -> str:
+    """The objective of a booster of trees. Raises UnsupportedError for linear ones, BadModelError without trees."""
+    learner = json.loads(booster.save_config())["learner"]
+    kind = learner["learner_train_param"]["booster"]
+    if kind not in ("gbtree", "dart"):
+        raise UnsupportedError(f"the XGBoost booster {kind!r} is not supported", hint="gbtree and dart are")
+    if booster.num_boosted_rounds() == 0:
+        raise BadModelError("the model has zero trees", hint="train it for at least one round")
+    return str(learner["objective"]["name"])
+
+
+def _check_json(path: Path) -> None:
+    """A clear error for JSON that is cut off, or that is no model at all."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise BadModelError(f"{path} is not valid JSON: {e}") from e
+    if not isinstance(content, dict) or "learner" not in content:
+        raise BadModelError(f"{path} is JSON, but not an XGBoost model", hint="Booster.save_model writes one")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,103 @@
+"""Timing candidates against each other: interleaved, so that a busy moment of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from outrider.compiler.model import Array
+from outrider.runtime.bundle import Measurement
+
+BATCHES = (1, 64, 1024)
+_ROUNDS = 15
+_LOOP_NS = 400_000  # CPU time of one timed loop
+_SLOWEST_NS = 1_000_000_000  # a batch that would take longer is not measured
+_CALLS = 300  # single calls timed for the percentiles
+_CALLS_NS = 2_000_000_000
+
+Run = Callable[[Mapping[str, Array]], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """CPU times a batch size, and the wall time of one-row calls in ms."""
+
+    measured: tuple[Measurement, ...]
+    p50_ms: float
+    p99_ms: float
+
+
+def measure(
+    runs: Mapping[str, Run], inputs: Mapping[str, Array], *, batches: Sequence[int] = BATCHES
+) -> dict[str, Timing]:
+    """Time each candidate's `run` on rows of `inputs`, repeated to each batch size.
+
+    CPU time is that of the whole process, so an engine with threads is charged for all of them; the percentiles
+    are of wall time, at the smallest batch.
+    """
+    results: dict[str, list[Measurement]] = {key: [] for key in runs}
+    for batch in batches:
+        rows = {name: _repeat(array, batch) for name, array in inputs.items()}
+        for key, found in _measure_batch(runs, rows, batch).items():
+            results[key].append(found)
+    single = {name: _repeat(array, min(batches)) for name, array in inputs.items()}
+    calls = _call_times(runs, single)
+    return {
+        key: Timing(
+            measured=tuple(results[key]),
+            p50_ms=float(np.percentile(calls[key], 50)),
+            p99_ms=float(np.percentile(calls[key], 99)),
+        )
+        for key in runs
+    }
+
+
+def _measure_batch(runs: Mapping[str, Run], rows: Mapping[str, Array], batch: int) -> dict[str, Measurement]:
+    loops = {}
+    for key, run in runs.items():
+        run(rows)
+        once = _timed(run, rows, 1)
+        if once <= _SLOWEST_NS:
+            loops[key] = max(1, int(_LOOP_NS / max(once, 1)))
+    times: dict[str, list[float]] = {key: [] for key in loops}
+    for _ in range(_ROUNDS):
+        for key, count in loops.items():
+            times[key].append(_timed(runs[key], rows, count) / count / batch)
+    return {
+        key: Measurement(
+            batch=batch,
+            threads=1,
+            ns_per_row_min=round(min(found), 1),
+            ns_per_row_median=round(float(np.median(found)), 1),
+            repeats=_ROUNDS,
+        )
+        for key, found in times.items()
+    }
+
+
+def _timed(run: Run, rows: Mapping[str, Array], count: int) -> float:
+    start = time.process_time_ns()
+    for _ in range(count):
+        run(rows)
+    return time.process_time_ns() - start
+
+
+def _call_times(runs: Mapping[str, Run], rows: Mapping[str, Array]) -> dict[str, list[float]]:
+    calls: dict[str, list[float]] = {key: [] for key in runs}
+    deadline = time.perf_counter_ns() + _CALLS_NS
+    for _ in range(_CALLS):
+        for key, run in runs.items():
+            start = time.perf_counter_ns()
+            run(rows)
+            calls[key].append((time.perf_counter_ns() - start) / 1e6)
+        if time.perf_counter_ns() > deadline:
+            break
+    return calls
+
+
+def _repeat(array: Array, rows: int) -> Array:
+    """The first `rows` rows, repeating from the start where there are fewer."""
+    return np.ascontiguousarray(array[np.arange(rows) % len(array)])

@@ -1,0 +1,153 @@
+"""A model on its way to an artifact: its signature, its payload, and the source library as the reference."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.compiler.trees.forest import Forest
+from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
+from outrider.runtime.errors import BadModelError, UnsupportedError
+
+Array = NDArray[Any]
+Reference = Callable[[Mapping[str, Array]], dict[str, Array]]
+Label = int | str
+
+FEATURES, SCORE, PROBABILITIES, LABEL = "features", "score", "probabilities", "label"
+
+
+@dataclass(frozen=True)
+class OnnxGraph:
+    """An ONNX file as bytes. `batch` is its fixed number of rows, None where it is free."""
+
+    data: bytes
+    batch: int | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model.
+
+    `reference` runs the source library itself: inputs as in the signature -> the outputs an artifact computes.
+    `computed` are the outputs that an artifact gives: all but a `label` that the session derives. `sha256` is of the
+    serialised source. `accepts_nan` and `accepts_inf`: whether the source library takes such rows.
+    """
+
+    framework: str
+    framework_version: str
+    description: str
+    sha256: str
+    signature: Signature
+    payload: Forest | OnnxGraph
+    reference: Reference
+    computed: tuple[str, ...]
+    accepts_nan: bool = True
+    accepts_inf: bool = True
+
+
+def forest_model(
+    forest: Forest,
+    predict: Callable[[NDArray[np.float32]], Array],
+    *,
+    framework: str,
+    framework_version: str,
+    description: str,
+    sha256: str,
+    probabilities: bool,
+    class_labels: Sequence[Label] = (),
+    feature_names: Sequence[str] = (),
+) -> Model:
+    """The model of a forest. `predict` is the source library's own, float32 [n, features] -> [n] or [n, k].
+
+    `probabilities`: a matrix output holds class probabilities. `class_labels` give an output `label`; they must be
+    as many as the classes. Raises BadModelError where names or labels do not fit the model.
+    """
+
+    def reference_rows(rows: NDArray[np.float32]) -> Array:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(predict(rows))
+
+    shape = reference_rows(np.zeros((2, forest.features), np.float32)).shape[1:]
+    name = PROBABILITIES if probabilities and shape else SCORE
+
+    def reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        rows = inputs[FEATURES]
+        result = reference_rows(rows) if len(rows) else np.zeros((0, *shape))
+        return {name: result.astype(np.float32)}
+
+    if shape not in ((), (forest.columns_out,)) or (shape == () and forest.columns_out != 1):
+        raise UnsupportedError(
+            f"the model predicts arrays of shape {('n', *shape)}, its trees give {forest.columns_out} values a row"
+        )
+    signature = Signature(
+        inputs=(TensorSpec(name=FEATURES, dtype="float32", shape=(None, forest.features)),),
+        outputs=(TensorSpec(name=name, dtype="float32", shape=(None, *shape)), *label_output(class_labels)),
+        predict=name,
+        feature_names=_check_names(tuple(feature_names), forest.features),
+        class_labels=check_labels(tuple(class_labels), shape[0] if shape else 2),
+    )
+    return Model(
+        framework=framework,
+        framework_version=framework_version,
+        description=description,
+        sha256=sha256,
+        signature=signature,
+        payload=forest,
+        reference=reference,
+        computed=(name,),
+        accepts_nan=_accepts(reference_rows, forest.features, np.nan),
+        accepts_inf=_accepts(reference_rows, forest.features, np.inf),
+    )
+
+
+def plain_labels(classes: Any) -> tuple[Label, ...]:
+    """Class labels of a framework as int or str. Raises UnsupportedError for labels of another kind."""
+    labels: list[Label] = []
+    for value in np.asarray(classes).tolist():
+        if isinstance(value, str):
+            labels.append(value)
+        elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            labels.append(int(value))
+        else:
+            raise UnsupportedError(
+                f"the class label {value!r} is not supported", hint="integers and text are; encode the labels"
+            )
+    return tuple(labels)
+
+
+def label_output(labels: Sequence[Label]) -> tuple[TensorSpec, ...]:
+    """The spec of the derived output `label`; nothing where there are no class labels."""
+    if not labels:
+        return ()
+    dtype: Dtype = "string" if any(isinstance(label, str) for label in labels) else "int64"
+    return (TensorSpec(name=LABEL, dtype=dtype, shape=(None,)),)
+
+
+def _check_names(names: tuple[str, ...], features: int) -> tuple[str, ...]:
+    if names and len(names) != features:
+        raise BadModelError(f"there are {len(names)} feature names for a model of {features} features")
+    if len(set(names)) != len(names):
+        raise BadModelError("two features of the model have the same name")
+    return names
+
+
+def check_labels(labels: tuple[Label, ...], classes: int) -> tuple[Label, ...]:
+    """The labels. Raises BadModelError where they are not as many as the classes."""
+    if labels and len(labels) != classes:
+        raise BadModelError(f"there are {len(labels)} class labels for a model of {classes} classes")
+    return labels
+
+
+def _accepts(predict: Callable[[NDArray[np.float32]], Array], features: int, value: float) -> bool:
+    """Whether the source library predicts on rows that hold `value`, found out by asking it."""
+    try:
+        predict(np.full((1, features), value, np.float32))
+    except Exception:  # every library refuses with an exception of its own
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""The forest IR: what every tree ensemble is brought to before it is laid out. Plain data, no framework left in it.
+
+A decision on float32 `x` is made on integers. `sort_key(x)` is an int32 whose order is that of the floats, with
+-0 equal to +0, so that `x < t`, `x <= t` and double thresholds all become one test, exact for every float32:
+
+    go right   iff   sort_key(x) >= bound
+
+`x <= t` for a double `t` is `x <= floor32(t)` (the largest float32 that is not above `t`), hence
+`bound = sort_key(floor32(t)) + 1`; `x < t` for a float32 `t` has `bound = sort_key(t)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Transform = Literal[
+    "identity",
+    "sigmoid",
+    "softmax",
+    "exponential",
+    "hinge",
+    "signed_square",
+    "log_one_plus_exp",
+    "exponential_ratio",
+    "isolation",
+    "argmax",
+]
+Missing = Literal["nan", "zero"]
+
+LEAF, NUMERIC, CATEGORY = 0, 1, 2
+MAX_CATEGORY = 1 << 24  # the integers that a float32 counts without gaps
+
+
+@dataclass(frozen=True)
+class CategorySplit:
+    """Where a category goes: those of `right` to the right, those of `left` to the left, any other by `other_right`."""
+
+    right: frozenset[int]
+    left: frozenset[int]
+    other_right: bool
+    missing_right: bool
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One tree, as arrays over its nodes [n]; the root is node 0, `left` and `right` are node numbers.
+
+    `kind` is LEAF, NUMERIC or CATEGORY. NUMERIC: `bound` int32, `missing_right` bool. CATEGORY: `payload` indexes
+    `categories`. LEAF: `payload` is a row of `values`, float64 [leaves, 1], or [leaves, outputs] for leaf vectors.
+    `output` is the sum that a leaf adds to, None for leaf vectors, which add to all.
+    """
+
+    kind: NDArray[np.uint8]
+    feature: NDArray[np.int32]
+    bound: NDArray[np.int32]
+    missing_right: NDArray[np.bool_]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    payload: NDArray[np.int32]
+    values: NDArray[np.float64]
+    categories: tuple[CategorySplit, ...]
+    output: int | None
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes, leaves included."""
+        return len(self.kind)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """An ensemble: `transform(base + sums)`, or `transform(base + sums / divisor)` where trees are averaged.
+
+    Sums are of `precision`, start at `base` (at 0 where averaged) and take the trees in order: the arithmetic of
+    the source, so that the result is the source's to the last bit or nearly so.
+
+    - `outputs`: sums a row; `base` and `divisor` are float64 [outputs]; `divisor` None: not averaged.
+    - `scale`: factor inside the sigmoid, or the `c` of `exponential_ratio` (2^(-x/c)) and `isolation` (-2^(-x/c)).
+    - `complement`: a single result `p` is given as the pair `[1 - p, p]`.
+    - `missing`: `zero` makes |x| <= 1e-35 missing too. `tiny_is_zero`: |x| <= 1e-35 is read as 0 (LightGBM).
+    - `negative_fraction_is_zero`: a category in (-1, 0) is category 0 (LightGBM truncates), not an unknown one.
+      `exact_categories`: a fractional category is unknown (scikit-learn), not truncated.
+    """
+
+    features: int
+    outputs: int
+    trees: tuple[Tree, ...]
+    base: NDArray[np.float64]
+    divisor: NDArray[np.float64] | None
+    precision: Literal["float32", "float64"]
+    transform: Transform
+    scale: float = 1.0
+    complement: bool = False
+    missing: Missing = "nan"
+    tiny_is_zero: bool = False
+    negative_fraction_is_zero: bool = False
+    exact_categories: bool = False
+
+    @property
+    def columns_out(self) -> int:
+        """Columns of the result: 1 where it is a vector over rows."""
+        if self.complement:
+            return 2
+        return 1 if self.transform == "argmax" else self.outputs
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of all trees."""
+        return sum(tree.nodes for tree in self.trees)
+
+
+def sort_key(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """int32 keys in the order of the floats, -0 as +0. NaN has no key of its own: its key is undefined."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    bits = np.where(bits == np.int32(-(2**31)), np.int32(0), bits)
+    return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int32)
+
+
+def key_value(keys: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The float32 of each key: the inverse of `sort_key`."""
+    keys = np.ascontiguousarray(keys, np.int32)
+    return np.where(keys < 0, keys ^ np.int32(0x7FFFFFFF), keys).astype(np.int32).view(np.float32)
+
+
+def bound_below(thresholds: NDArray[Any]) -> NDArray[np.int32]:
+    """Bounds for `x < t`, exact for float32 x: the key of the smallest float32 that is not below `t`."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.asarray(thresholds, np.float64).astype(np.float32)
+    keys = sort_key(rounded)
+    return _all_right_at_nan(keys + (rounded.astype(np.float64) < thresholds), thresholds)
+
+
+def bound_up_to(thresholds: NDArray[Any]) -> NDArray[np.int32]:
+    """Bounds for `x <= t`, exact for float32 x: one above the key of the largest float32 that is not above `t`."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.asarray(thresholds, np.float64).astype(np.float32)
+    keys = sort_key(rounded)
+    return _all_right_at_nan(keys + 1 - (rounded.astype(np.float64) > thresholds), thresholds)
+
+
+def _all_right_at_nan(bounds: NDArray[Any], thresholds: NDArray[Any]) -> NDArray[np.int32]:
+    """No number is below NaN: every number goes right, the smallest key included."""
+    return np.where(np.isnan(thresholds), np.int32(-(2**31) + 1), bounds).astype(np.int32)

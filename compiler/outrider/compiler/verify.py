@@ -1,0 +1,118 @@
+"""Parity: an artifact against the source library itself, on the packaged bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.compiler.model import Array, Model, OnnxGraph
+from outrider.compiler.samples import Samples
+from outrider.runtime.bundle import Parity, Signature
+from outrider.runtime.engines.base import Engine
+from outrider.runtime.errors import ParityError
+
+ATOL, RTOL = 1e-6, 1e-5
+MAX_ROWS = 4096
+_SINGLE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Rows with the source library's outputs for them, and their true labels as text [rows] where known."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    rows: int
+    labels: Array | None
+
+
+def source_truth(model: Model, samples: Samples) -> Truth:
+    """Run the source library on the samples; of more than MAX_ROWS, on as many spread evenly."""
+    picked = spread(samples.rows, MAX_ROWS)
+    inputs = {name: np.ascontiguousarray(array[picked]) for name, array in samples.inputs.items()}
+    labels = None if samples.labels is None else label_texts(samples.labels[picked])
+    return Truth(inputs=inputs, outputs=model.reference(inputs), rows=len(picked), labels=labels)
+
+
+def spread(rows: int, count: int) -> NDArray[np.intp]:
+    """At most `count` row numbers, evenly over all rows."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, count)).round().astype(np.intp))
+
+
+def check_parity(model: Model, engine: Engine, truth: Truth, samples: Samples, *, candidate: str) -> Parity:
+    """Run the artifact on the same rows, as a batch and one by one. Raises ParityError beyond the tolerance."""
+    found = engine.run(truth.inputs)
+    worst = _compare(found, truth.outputs, truth.inputs, candidate)
+    if not (isinstance(model.payload, OnnxGraph) and model.payload.batch is not None):
+        for row in range(min(truth.rows, _SINGLE_ROWS)):
+            single = {name: array[row : row + 1] for name, array in truth.inputs.items()}
+            wanted = {name: array[row : row + 1] for name, array in truth.outputs.items()}
+            _compare(engine.run(single), wanted, single, candidate)
+    return Parity(
+        rows=truth.rows,
+        evidence=samples.evidence,
+        max_abs_error=worst[0],
+        max_rel_error=worst[1],
+        atol=ATOL,
+        rtol=RTOL,
+        passed=True,
+    )
+
+
+def _compare(
+    found: Mapping[str, Array], wanted: Mapping[str, Array], inputs: Mapping[str, Array], candidate: str
+) -> tuple[float, float]:
+    """The largest absolute and relative errors."""
+    worst_abs = worst_rel = 0.0
+    for name, truth in wanted.items():
+        value = found[name]
+        if value.shape != truth.shape:
+            raise ParityError(f"{candidate}: {name!r} has the shape {value.shape}, the source gives {truth.shape}")
+        if truth.dtype.kind != "f":
+            errors, allowed = (value != truth).astype(np.float64), np.zeros(truth.shape)
+        else:
+            errors, allowed = _errors(value.astype(np.float64), truth.astype(np.float64))
+        over = errors > allowed
+        if over.any():
+            row = int(np.argmax(over.reshape(len(over), -1).any(axis=1)))
+            raise ParityError(
+                f"{candidate}: {name!r} disagrees with the source model in {int(over.sum())} of {over.size} values; "
+                f"row {row}: got {value[row]}, the source gives {truth[row]}",
+                hint=f"the row's inputs: { {key: array[row].tolist() for key, array in inputs.items()} }"[:2000],
+            )
+        if truth.dtype.kind == "f" and errors.size:
+            scale = np.abs(np.nan_to_num(truth.astype(np.float64)))
+            worst_abs = max(worst_abs, float(errors.max()))
+            worst_rel = max(worst_rel, float((errors / np.where(scale > 0, scale, np.inf)).max()))
+    return worst_abs, worst_rel
+
+
+def _errors(value: Array, truth: Array) -> tuple[Array, Array]:
+    """Absolute errors and what is allowed; equal infinities and NaN in the same places are no error."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = np.abs(value - truth)
+    same = (value == truth) | (np.isnan(value) & np.isnan(truth))
+    errors = np.where(same, 0.0, np.where(np.isfinite(errors), errors, np.inf))
+    return errors, ATOL + RTOL * np.abs(np.nan_to_num(truth, posinf=0.0, neginf=0.0))
+
+
+def label_texts(labels: Array) -> Array:
+    """Labels as text, whole floats as integers: so that 1.0, 1 and "1" are the same label."""
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels)):
+        labels = labels.astype(np.int64)
+    return np.asarray(labels.astype(np.int64) if labels.dtype.kind == "b" else labels).astype(str)
+
+
+def labels_of(outputs: Mapping[str, Array], signature: Signature) -> Array | None:
+    """The predicted class label of each row [n], as text, for classifiers; None for other models."""
+    if "label" in outputs:
+        return label_texts(outputs["label"])
+    if not signature.class_labels:
+        return None
+    names = np.array([str(label) for label in signature.class_labels])
+    scores = outputs[signature.predict]
+    picked = (scores > 0.5).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+    return np.asarray(names[picked])
