@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from outrider.runtime.device import RunningDevice
     from outrider.runtime.identity import Identity
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("outrider.runtime.daemon")  # also under `python -m`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,6 +48,9 @@ _WINDOW = 8  # outbox messages on the way at once
 _POLL_S = 5.0  # how long an outbox message that nobody announced may wait
 _RETRY_S = 15.0  # after the broker did not take a message, or the disk did not take a desired document
 _MIN_EXPIRY_S = 60
+# A broker that does not know this device's session may have lost the fleet's as well, and would acknowledge messages
+# that nobody gets. A desired document shows that the fleet is back; without one the outbox waits this long.
+_STRANGE_BROKER_S = 30.0
 
 
 class OutMessage(Protocol):
@@ -126,6 +129,7 @@ class Link:
         self._session: str | None = None
         self._on_the_way: dict[int, int] = {}  # MQTT message id -> outbox id
         self._hold_until = 0.0
+        self._quiet_until = 0.0
         self._held: Incoming | None = None
         self._report = False
         self._goodbye: int | None = None
@@ -211,7 +215,7 @@ class Link:
         if self._report:
             self._report = False
             self._publish_reported()
-        if now >= self._hold_until:
+        if now >= max(self._hold_until, self._quiet_until):
             self._drain()
 
     def _greet(self, up: Up) -> None:
@@ -219,6 +223,7 @@ class Link:
         self._forget_connection()
         self._session = up.session
         self._hold_until = 0.0
+        self._quiet_until = 0.0 if up.resumed else time.monotonic() + _STRANGE_BROKER_S
         self._mqtt.subscribe(self._address.down("#"))
         self._publish_presence(up.session, online=True)
         self._report = True
@@ -241,7 +246,8 @@ class Link:
         if self._session is None:
             self._left.set()
             return
-        self._drain()
+        if time.monotonic() >= max(self._hold_until, self._quiet_until):
+            self._drain()
         self._goodbye = self._publish_presence(self._session, online=False)
 
     def _settle(self, published: Published) -> None:
@@ -309,6 +315,7 @@ class Link:
         """Hand a desired document over; keep it, unacknowledged, while the disk fails."""
         self._held = None
         if message.payload:  # an empty one clears the retained document: there is nothing to apply
+            self._quiet_until = 0.0
             try:
                 self._handlers.desired(message.payload)
             except Fault as e:
