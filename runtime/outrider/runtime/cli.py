@@ -9,7 +9,8 @@ from __future__ import annotations
 import pkgutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from outrider.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, OutriderError, UsageError
@@ -71,20 +72,29 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         raise UsageError(f"there is no command {name!r}", hint="outrider --help lists them")
-    return resolve(name, command)(rest)
+    function = resolve(name, command)
+    with _naming_the_extra(name, command):
+        return function(rest)
 
 
 def resolve(name: str, command: Command) -> Main:
-    """Import a subcommand's function."""
-    try:
+    """Import a subcommand's function. Raises UsageError naming the extra where a package is missing."""
+    with _naming_the_extra(name, command):
         function: Main = pkgutil.resolve_name(command.entry)
+        return function
+
+
+@contextmanager
+def _naming_the_extra(name: str, command: Command) -> Iterator[None]:
+    """A missing package, also one that is imported only where it is used, becomes an error that names the extra."""
+    try:
+        yield
     except ModuleNotFoundError as e:
-        if (e.name is not None and e.name.startswith("outrider")) or command.extra is None:
+        if command.extra is None or (e.name or "outrider").partition(".")[0] == "outrider":
             raise
         raise UsageError(
             f"'outrider {name}' needs the package {e.name}", hint=f"pip install 'outrider[{command.extra}]'"
         ) from e
-    return function
 
 
 def usage() -> str:
@@ -100,3 +110,7 @@ def report_error(error: OutriderError) -> int:
     if error.hint:
         print(f"  hint: {error.hint}", file=sys.stderr)
     return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as e:  # argparse has printed --help, or the error
         return EXIT_OK if not e.code else UsageError.exit_code
 
-    from outrider.trainer.demo.loop import Options, run
+    from outrider.trainer.demo.loop import run
+    from outrider.trainer.demo.stage import Options
 
     return run(Options(keep=options.keep, offline=options.offline, broker=options.broker, folder=options.dir))

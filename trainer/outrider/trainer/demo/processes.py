@@ -139,7 +139,7 @@ def _kill_session(leader: int) -> None:
 
 
 def wait_until(
-    what: str, condition: Callable[[], T], children: Children, *, timeout_s: float = 60.0, poll_s: float = 0.1
+    what: str, condition: Callable[[], T | None], children: Children, *, timeout_s: float = 60.0, poll_s: float = 0.1
 ) -> T:
     """Poll `condition` until its result is truthy, and return that. A dead child or the deadline raises Fault."""
     deadline = time.monotonic() + timeout_s

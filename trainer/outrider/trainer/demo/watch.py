@@ -89,5 +89,6 @@ def _describe(job: JobInfo) -> str:
 
 
 def counts(rollout: RolloutInfo) -> str:
+    """A rollout's state and its deployments by state, in words."""
     states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(rollout.counts.items()))
     return f"{rollout.state.lower()} ({states or 'no device yet'})"
