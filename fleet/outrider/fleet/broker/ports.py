@@ -11,11 +11,11 @@ from outrider.runtime.errors import BadConfigError, PortInUseError
 
 
 def stable_port(record: Path, host: str, wanted: int | None) -> int:
-    """`wanted`, or the recorded port where it is free, or any free one; the answer is recorded in `record`.
+    """`wanted`, or where that is None or 0 the recorded port if it is free, or any free one; it is then recorded.
 
     Raises PortInUseError where `wanted` is taken.
     """
-    if wanted is not None:
+    if wanted:
         _check(host, wanted)
         port = wanted
     else:

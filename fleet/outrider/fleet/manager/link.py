@@ -133,9 +133,7 @@ class ManagerLink:
     # paho's callbacks, on its thread --------------------------------------------------------------------------------
 
     def _make_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=CLIENT_ID, protocol=paho.MQTTv5, manual_ack=True
-        )
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=CLIENT_ID, protocol=paho.MQTTv5, manual_ack=True)
         client.username_pw_set(self._broker.manager_username, self._broker.manager_password)
         client.max_inflight_messages_set(IN_FLIGHT)
         client.reconnect_delay_set(*RECONNECT_S)
