@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +15,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 from outrider.fleet import service
 from outrider.fleet.app import create_app
+from outrider.fleet.auth import create_key
 from outrider.fleet.db import Database
 from outrider.fleet.registry import Registry
 from outrider.fleet.server import ApiServer, bind
@@ -201,37 +208,63 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """A migrated SQLite database."""
-    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp("database") / "fleet.db"
+    database = Database(f"sqlite:///{path}")
     database.migrate()
+    database.close()
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated: Path) -> Iterator[Database]:
+    """A migrated SQLite database."""
+    path = tmp_path / "test.db"
+    shutil.copyfile(migrated, path)
+    database = Database(f"sqlite:///{path}")
     yield database
     database.close()
 
 
 @pytest.fixture
-def web(tmp_path: Path, database: Database, publisher: PrivateKey, make_bundle: Callable[..., Path]) -> Iterator[Web]:
-    """A running API that trusts `publisher`."""
-    listener = bind("127.0.0.1", 0)
-    settings = FleetSettings(data_dir=tmp_path / "fleet", port=listener.getsockname()[1])
-    public = tmp_path / "publisher.pub"
-    public.write_text(publisher.public.pem())
-    service.trust_publishers(settings, [public])
-    service.fleet_key(settings)
-    key = service.first_admin_key(settings, database)
-    assert key is not None
-    broker, manager, clock = FakeBroker(), FakeManager(), Clock()
-    registry = Registry(settings.bundles_dir, database, settings.trust_dir)
-    state = FleetState(
-        settings=settings, database=database, registry=registry, broker=broker, manager=manager, now=clock
-    )
-    server = ApiServer(create_app(state), listener)
-    server.start()
-    url = service.local_url(settings)
-    client = FleetClient(url, key)
-    yield Web(state, broker, manager, clock, url, key, client, publisher, make_bundle)
-    server.stop()
+def web(database: Database, serve: Callable[[Database], Web]) -> Web:
+    """A running API that trusts `publisher`, on SQLite."""
+    return serve(database)
+
+
+@pytest.fixture
+def serve(
+    tmp_path: Path, publisher: PrivateKey, make_bundle: Callable[..., Path]
+) -> Iterator[Callable[[Database], Web]]:
+    """Serve an API over a database until the test ends."""
+    servers: list[ApiServer] = []
+
+    def start(database: Database) -> Web:
+        settings = FleetSettings(data_dir=tmp_path / "fleet", port=0)
+        public = tmp_path / "publisher.pub"
+        public.write_text(publisher.public.pem())
+        service.trust_publishers(settings, [public])
+        service.fleet_key(settings)
+        with database.session() as session:
+            key = create_key(session, "admin", now=1.0)
+        listener = bind("127.0.0.1", 0)
+        settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
+        broker, manager, clock = FakeBroker(), FakeManager(), Clock()
+        registry = Registry(settings.bundles_dir, database, settings.trust_dir)
+        state = FleetState(
+            settings=settings, database=database, registry=registry, broker=broker, manager=manager, now=clock
+        )
+        server = ApiServer(create_app(state), listener)
+        servers.append(server)
+        server.start()
+        url = service.local_url(settings)
+        return Web(state, broker, manager, clock, url, key, FleetClient(url, key), publisher, make_bundle)
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture
@@ -245,3 +278,58 @@ def predictions() -> Callable[..., Predictions]:
         )
 
     return make
+
+
+def _program(name: str) -> str | None:
+    found = shutil.which(name)
+    if found:
+        return found
+    newest = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(newest[-1]) if newest else None
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A throw-away PostgreSQL server on a Unix socket: its URL."""
+    initdb, server = _program("initdb"), _program("postgres")
+    if initdb is None or server is None:
+        reason = "PostgreSQL's initdb is not installed"
+        if os.environ.get("OUTRIDER_REQUIRE_ALL") == "1":
+            pytest.fail(f"{reason}, and OUTRIDER_REQUIRE_ALL=1 asks for it")
+        pytest.skip(reason)
+    # The server refuses to run as root, and its socket path must be short and reachable for the user it runs as.
+    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+    made = subprocess.run(["mktemp", "-d", "/tmp/orpg.XXXXXX"], user=user, capture_output=True, text=True, check=True)
+    folder = Path(made.stdout.strip())
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}
+    subprocess.run(
+        [initdb, "-D", folder / "data", "-U", "fleet", "--auth=trust", "--no-sync", "--encoding=UTF8"],
+        user=user, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [server, "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"],
+        user=user, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        url = f"postgresql://fleet@/postgres?host={folder}"
+        _wait_for(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(folder)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(150):
+        database = Database(url)
+        try:
+            with database.session() as session:
+                session.execute(text("select 1"))
+            return
+        except UnavailableError:
+            assert process.poll() is None, "the server ended early"
+            threading.Event().wait(0.1)
+        finally:
+            database.close()
+    pytest.fail("PostgreSQL did not come up")

@@ -104,7 +104,7 @@ def test_many_writers_make_one_chain(database: Database) -> None:
 def test_the_log_over_http(web: Any) -> None:
     web.enrol()
     entries = web.client.audit()
-    assert [entry.action for entry in entries] == ["key.create", "token.create", "device.enrol"]
+    assert [entry.action for entry in entries] == ["token.create", "device.enrol"]
     assert web.client.audit(limit=1) == entries[-1:]
     report = web.client.verify_audit(known_head=entries[0].hash)
     assert (report.intact, report.head) == (True, entries[-1].hash)

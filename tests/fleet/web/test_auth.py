@@ -6,6 +6,7 @@ import http.client
 import pkgutil
 import re
 import stat
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,9 +15,12 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from outrider.fleet.app import create_app
-from outrider.fleet.auth import hash_secret, read_key_file
+from outrider.fleet.auth import hash_secret, identify, read_key_file
+from outrider.fleet.db import Database
 from outrider.fleet.routes import ROUTES
 from outrider.fleet.routes.wire import Records
+from outrider.fleet.service import first_admin_key
+from outrider.fleet.settings import FleetSettings
 from outrider.runtime.api_client import FleetClient
 from outrider.runtime.errors import BadConfigError, BadInputError, NotFoundError
 
@@ -106,10 +110,17 @@ def test_no_secret_is_stored_in_the_clear(web: Any) -> None:
     assert hash_secret(web.key) in dump
 
 
-def test_the_key_file_is_for_its_owner_only(web: Any) -> None:
-    path = web.state.settings.admin_key_path
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert read_key_file(path) == web.key
+def test_the_first_key_is_made_once_and_kept_for_its_owner_only(database: Database, tmp_path: Path) -> None:
+    settings = FleetSettings(data_dir=tmp_path)
+    key = first_admin_key(settings, database)
+    assert key is not None
+    assert first_admin_key(settings, database) is None
+    assert stat.S_IMODE(settings.admin_key_path.stat().st_mode) == 0o600
+    assert read_key_file(settings.admin_key_path) == key
+    with database.read() as session:
+        principal = identify(session, key)
+    assert principal is not None
+    assert (principal.actor, principal.roles) == ("key:admin", {"operator"})
 
 
 def test_key_files_that_hold_no_key(tmp_path: Any) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,62 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import select, text
 
 from outrider.fleet.db import Base, Database, ReleaseRow, TriggerRow, WaitingLabelRow
-from outrider.runtime.errors import BadConfigError, ConflictError, UnavailableError
-
-
-def _program(name: str) -> str | None:
-    found = shutil.which(name)
-    if found:
-        return found
-    newest = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(newest[-1]) if newest else None
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A throw-away PostgreSQL server on a Unix socket: its URL."""
-    initdb, server = _program("initdb"), _program("postgres")
-    if initdb is None or server is None:
-        reason = "PostgreSQL's initdb is not installed"
-        if os.environ.get("OUTRIDER_REQUIRE_ALL") == "1":
-            pytest.fail(f"{reason}, and OUTRIDER_REQUIRE_ALL=1 asks for it")
-        pytest.skip(reason)
-    # The server refuses to run as root, and its socket path must be short and reachable for the user it runs as.
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    made = subprocess.run(["mktemp", "-d", "/tmp/orpg.XXXXXX"], user=user, capture_output=True, text=True, check=True)
-    folder = Path(made.stdout.strip())
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}
-    subprocess.run(
-        [initdb, "-D", folder / "data", "-U", "fleet", "--auth=trust", "--no-sync", "--encoding=UTF8"],
-        user=user, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    process = subprocess.Popen(
-        [server, "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"],
-        user=user, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        url = f"postgresql://fleet@/postgres?host={folder}"
-        _wait_for(url, process)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-        shutil.rmtree(folder)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(150):
-        database = Database(url)
-        try:
-            with database.session() as session:
-                session.execute(text("select 1"))
-            return
-        except UnavailableError:
-            assert process.poll() is None, "the server ended early"
-            threading.Event().wait(0.1)
-        finally:
-            database.close()
-    pytest.fail("PostgreSQL did not come up")
+from outrider.runtime.errors import BadConfigError, BadDataError, ConflictError, UnavailableError
 
 
 def _differences(database: Database) -> list[object]:
@@ -106,6 +46,8 @@ def test_migrations_and_models_agree_on_postgresql(postgres: str) -> None:
             assert session.scalars(select(ReleaseRow.created)).one() == 1234567890.123456
         with pytest.raises(ConflictError), database.session() as session:
             session.add(ReleaseRow(name="fraud", version="1", created=2.0))
+        with pytest.raises(BadDataError), database.session() as session:
+            session.add(ReleaseRow(name="fr\0aud", version="2", created=2.0))
         database.migrate()
     finally:
         database.close()
@@ -122,6 +64,11 @@ def test_an_exception_rolls_back(database: Database) -> None:
         fail_half_way()
     with database.read() as session:
         assert session.scalars(select(ReleaseRow)).all() == []
+
+
+def test_values_that_fit_no_column_are_bad_data(database: Database) -> None:
+    with pytest.raises(BadDataError), database.session() as session:
+        session.add(ReleaseRow(number=2**70, name="fraud", version="1", created=1.0))
 
 
 def test_constraints_are_conflicts(database: Database) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from outrider.runtime.errors import BadConfigError, ConflictError, StorageFullError, UnavailableError
+from outrider.runtime.errors import BadConfigError, BadDataError, ConflictError, StorageFullError, UnavailableError
 
 BUSY_TIMEOUT_MS = 15_000
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -44,8 +44,9 @@ class Database:
     def session(self) -> Iterator[Session]:
         """A transaction: committed where the block ends, rolled back where it raises.
 
-        Rows stay readable after it. Raises ConflictError for a violated constraint, UnavailableError where the
-        database does not answer, StorageFullError where the disk is full.
+        Rows stay readable after it. Raises ConflictError for a violated constraint, BadDataError for a value that
+        its column cannot hold, UnavailableError where the database does not answer, StorageFullError where the disk
+        is full.
         """
         with _translated(), self._writing.begin() as session:
             yield session
@@ -122,6 +123,8 @@ def _translated() -> Iterator[None]:
         yield
     except IntegrityError as e:
         raise ConflictError(f"the database refused a change: {e.orig}") from e
+    except (DataError, OverflowError) as e:  # a text with NUL, a number of more than 64 bits
+        raise BadDataError(f"a value does not fit its column: {getattr(e, 'orig', e)}") from e
     except OperationalError as e:
         text = str(e.orig)
         if "disk is full" in text or "No space left" in text or getattr(e.orig, "errno", None) == errno.ENOSPC:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from outrider.fleet import audit
 from outrider.fleet.db import AuditRow
-from outrider.fleet.routes.wire import Records, State
+from outrider.fleet.routes.wire import Count, Records, State
 from outrider.fleet.views import audit_entry
 from outrider.runtime.api_client.types import AuditEntry, AuditReport
 
@@ -17,7 +17,7 @@ api = Records("audit")
 
 
 @api.get("/audit")
-def list_audit(state: State, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[AuditEntry]:
+def list_audit(state: State, limit: Count = 100) -> list[AuditEntry]:
     """The last entries, oldest first."""
     with state.database.read() as session:
         rows = session.scalars(select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)).all()

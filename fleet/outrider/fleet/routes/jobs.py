@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from outrider.fleet import jobs
 from outrider.fleet.db import BundleRow, JobRow
-from outrider.fleet.routes.wire import Operator, Records, State, json_body
+from outrider.fleet.routes.wire import Number, Operator, Records, State, json_body
 from outrider.fleet.views import job_info
 from outrider.runtime.api_client.types import ClaimRequest, FinishRequest, HeartbeatRequest, JobInfo, JobRequest
 from outrider.runtime.errors import ConflictError, NotFoundError
@@ -37,7 +37,7 @@ def list_jobs(state: State) -> list[JobInfo]:
 
 
 @api.get("/jobs/{job}")
-def get_job(job: int, state: State) -> JobInfo:
+def get_job(job: Number, state: State) -> JobInfo:
     """One Job."""
     with state.database.read() as session:
         row = session.get(JobRow, job)
@@ -73,7 +73,7 @@ def heartbeat_job(job: int, body: Annotated[HeartbeatRequest, json_body(Heartbea
 
 
 @api.post("/jobs/{job}/finish")
-def finish_job(job: int, body: Annotated[FinishRequest, json_body(FinishRequest)], state: State) -> JobInfo:
+def finish_job(job: Number, body: Annotated[FinishRequest, json_body(FinishRequest)], state: State) -> JobInfo:
     """End a Job and link what it made to it."""
     with state.database.session() as session:
         row = jobs.finish_job(

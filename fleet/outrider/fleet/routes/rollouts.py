@@ -14,7 +14,7 @@ from outrider.fleet import audit
 from outrider.fleet.auth import Principal
 from outrider.fleet.db import EventRow, JobRow, RolloutRow
 from outrider.fleet.lineage import find_release
-from outrider.fleet.routes.wire import Operator, Records, State, json_body
+from outrider.fleet.routes.wire import Count, Number, Operator, Records, State, json_body
 from outrider.fleet.state import FleetState
 from outrider.fleet.views import event_info, rollout_infos
 from outrider.runtime.api_client.types import EventInfo, ReasonRequest, RolloutInfo, RolloutRequest, RolloutState
@@ -68,26 +68,26 @@ def list_rollouts(state: State) -> list[RolloutInfo]:
 
 
 @api.get("/rollouts/{rollout}")
-def get_rollout(rollout: int, state: State) -> RolloutInfo:
+def get_rollout(rollout: Number, state: State) -> RolloutInfo:
     """One rollout with its deployments."""
     with state.database.read() as session:
         return rollout_infos(session, [_find(session, rollout)], deployments=True)[0]
 
 
 @api.post("/rollouts/{rollout}/pause")
-def pause_rollout(rollout: int, body: Reason, state: State, caller: Operator) -> RolloutInfo:
+def pause_rollout(rollout: Number, body: Reason, state: State, caller: Operator) -> RolloutInfo:
     """Give no further device the bundle. Devices under way go on."""
     return _move(state, caller, rollout, (("PENDING", "RUNNING"), "PAUSED"), body.reason)
 
 
 @api.post("/rollouts/{rollout}/resume")
-def resume_rollout(rollout: int, body: Reason, state: State, caller: Operator) -> RolloutInfo:
+def resume_rollout(rollout: Number, body: Reason, state: State, caller: Operator) -> RolloutInfo:
     """Go on with a paused rollout."""
     return _move(state, caller, rollout, (("PAUSED",), "RUNNING"), body.reason)
 
 
 @api.post("/rollouts/{rollout}/abort")
-def abort_rollout(rollout: int, body: Reason, state: State, caller: Operator) -> RolloutInfo:
+def abort_rollout(rollout: Number, body: Reason, state: State, caller: Operator) -> RolloutInfo:
     """End a rollout for good."""
     return _move(state, caller, rollout, (("PENDING", "RUNNING", "PAUSED"), "ABORTED"), body.reason)
 
@@ -96,9 +96,9 @@ def abort_rollout(rollout: int, body: Reason, state: State, caller: Operator) ->
 def list_events(
     state: State,
     device: str | None = None,
-    rollout: int | None = None,
-    after: int = 0,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    rollout: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
+    limit: Count = 1000,
 ) -> list[EventInfo]:
     """Steps of updates in the order in which they arrived, from the one after the id `after` on."""
     query = select(EventRow).where(EventRow.id > after).order_by(EventRow.id).limit(limit)

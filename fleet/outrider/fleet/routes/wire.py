@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, HTTPException, Request, Response, params
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response, params
 
 from outrider.fleet.auth import OPERATOR, Principal, require_device_or_operator, require_operator
 from outrider.fleet.state import FleetState, state_of
@@ -39,6 +39,8 @@ T = TypeVar("T")
 State = Annotated[FleetState, Depends(state_of)]
 Operator = Annotated[Principal, Depends(require_operator)]
 Caller = Annotated[Principal, Depends(require_device_or_operator)]
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Query(ge=1, le=10_000)]
 OPEN: tuple[params.Depends, ...] = ()
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 

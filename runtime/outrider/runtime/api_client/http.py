@@ -64,6 +64,8 @@ def exchange(
                 raise
         response = connection.getresponse()
         data = response.read(MAX_ANSWER_BYTES + 1)
+        if response.length and len(data) <= MAX_ANSWER_BYTES:
+            raise http.client.IncompleteRead(data, response.length)
     except (OSError, http.client.HTTPException) as e:
         where = f"{base.scheme}://{base.netloc}"
         raise UnavailableError(f"the fleet at {where} does not answer: {e}", hint="is 'outrider up' running?") from e

@@ -22,6 +22,8 @@ JobOutcome = Literal["DONE", "FAILED"]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
+Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Short = Annotated[str, Meta(max_length=128)]
 PredictionId = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -167,11 +169,11 @@ class RolloutSettings(_Request, frozen=True, kw_only=True):
     max_err: NotNegative | None = None
     p99_ms: Positive | None = None
     jitter_s: NotNegative = 0.0
-    max_in_flight: Annotated[int, Meta(ge=1)] | None = None
+    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     step_timeout_s: Positive = 600.0
     attempts: Annotated[int, Meta(ge=1, le=10)] = 2
     abort_percent: Percent = 0.0
-    abort_minimum: Annotated[int, Meta(ge=1)] = 1
+    abort_minimum: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
 
 
 class RolloutRequest(RolloutSettings, frozen=True, kw_only=True):
@@ -183,8 +185,8 @@ class RolloutRequest(RolloutSettings, frozen=True, kw_only=True):
     name: Name
     version: Name
     group: Identifier = "default"
-    canary: Annotated[int, Meta(ge=0)] = 1
-    job: int | None = None
+    canary: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    job: Number | None = None
 
     def settings(self) -> RolloutSettings:
         """The settings alone."""
@@ -362,25 +364,25 @@ class ClaimRequest(_Request, frozen=True, kw_only=True):
     """A worker asks for the oldest open Job, of `model` alone where that is named."""
 
     worker: Annotated[str, Meta(min_length=1, max_length=128)]
-    model: str | None = None
+    model: Name | None = None
 
 
 class HeartbeatRequest(_Request, frozen=True, kw_only=True):
     """A worker says that it still works on its Job, and prolongs its lease."""
 
-    worker: str
-    stage: Annotated[str, Meta(max_length=128)]
+    worker: Short
+    stage: Short
     detail: str = ""
 
 
 class FinishRequest(_Request, frozen=True, kw_only=True):
     """A worker ends its Job. `release` is the number of the release it published; None: the champion stays."""
 
-    worker: str
+    worker: Short
     outcome: JobOutcome
     detail: str = ""
-    run_id: str | None = None
-    release: int | None = None
+    run_id: Short | None = None
+    release: Number | None = None
 
 
 class JobInfo(_Answer, frozen=True, kw_only=True):
