@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import msgspec
@@ -96,7 +97,7 @@ class FloorTest:
         logs = log_weights([start.index for start in starts])
         logs = logs + log_evidence_below(hits, trials, state.floor, a=1.0, b=shape)
         log_e = float(np.logaddexp.reduce(np.append(logs, log_cash(opened))))
-        breached = state.breached or log_e >= np.log(state.threshold)
+        breached = state.breached or log_e >= math.log(state.threshold)
         after = msgspec.structs.replace(
             state, correct=correct, labels=labels, opened=opened, starts=starts, log_e=log_e, breached=breached
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ from outrider.runtime.errors import BadDataError
 from outrider.runtime.profile.baseline import MAX_FEATURES, MAX_ROWS, Baseline, FeatureGrid, Movement
 from outrider.runtime.profile.grid import EDGES, LEVELS, SCORE_BINS, count_upto, learn_edges, levels_of, score_bins
 from outrider.runtime.profile.layout import Layout
+from outrider.runtime.profile.movement import CELLS, moves
 
 # Movements are recorded for spans of 1, 2, 4, ... blocks, up to a quarter of the rows.
 _MIN_SPANS = 4
 _MIN_SPAN_ROWS = 32
-_DIFFER_SIGMAS = 4.0
 _SCORE_SLACK = 1e-5
 
 
@@ -89,77 +88,30 @@ def _check(
 def _movements(
     layout: Layout, columns: NDArray[np.float32], scores: NDArray[np.floating[Any]] | None, blocks: int
 ) -> tuple[Movement, ...]:
-    """Movements at spans of 1, 2, 4, ... blocks. Spans overlap by half a block, so that alignment matters little."""
+    """Movements over spans of at least 1, 2, 4, ... blocks."""
     rows = columns.shape[1]
-    cell = max(rows // blocks, _MIN_SPAN_ROWS) // 2
+    cell = max(rows // blocks, _MIN_SPAN_ROWS) // CELLS
     spans = []
-    span = 2 * cell
+    span = CELLS * cell
     while span * _MIN_SPANS <= rows:
         spans.append(span)
         span *= 2
     if not spans:
         raise BadDataError(f"{rows} rows are too few to see how they move with time")
-    moved = [_feature_moves(layout, i, column, cell, spans) for i, column in enumerate(columns)]
+    moved = [_feature_moves(layout, i, column, cell, len(spans)) for i, column in enumerate(columns)]
     if scores is not None:
-        moved.append(_moves(score_bins(scores), SCORE_BINS, cell, spans))
+        moved.append(moves(score_bins(scores), SCORE_BINS, cell, len(spans)))
     table = np.array(moved)
     return tuple(Movement(rows=span, moved=tuple(float(x) for x in table[:, j])) for j, span in enumerate(spans))
 
 
-def _feature_moves(
-    layout: Layout, feature: int, column: NDArray[np.float32], cell: int, spans: Sequence[int]
-) -> list[float]:
+def _feature_moves(layout: Layout, feature: int, column: NDArray[np.float32], cell: int, scales: int) -> list[float]:
     """Movements of one feature: of its values among the bins, and of its nulls."""
     nulls = np.isnan(column)
     levels = np.searchsorted(layout.edges[feature], column, side="left")
     bins = layout.bin_of[feature][np.minimum(levels, EDGES - 1)][~nulls].astype(np.intp)
-    by_value = _moves(bins, int(layout.bins[feature]), cell, spans) if bins.size else [0.0] * len(spans)
+    by_value = moves(bins, int(layout.bins[feature]), cell, scales) if bins.size else [0.0] * scales
     if not nulls.any():
         return by_value
-    by_null = _moves(nulls.astype(np.intp), 2, cell, spans)
+    by_null = moves(nulls.astype(np.intp), 2, cell, scales)
     return [max(a, b) for a, b in zip(by_value, by_null, strict=True)]
-
-
-def _moves(bins: NDArray[np.intp], count: int, cell: int, spans: Sequence[int]) -> list[float]:
-    """For each span of rows, the largest |F_span - F| over all spans and bin edges, less sampling noise.
-
-    It is 0 where the spans differ no more than samples of one distribution do (a chi-square test at 4 standard
-    deviations). Where they do differ, the noise of the maximum, sqrt(2 ln(tries)) standard errors, is taken off in
-    quadrature, so that little is lost of a movement well above the noise. A span for which there are too few rows
-    takes the value of the longest one that has enough, or 1 where none has: what is not known is not tested.
-    """
-    if count < 2:
-        return [0.0] * len(spans)
-    cells = len(bins) // cell
-    flat = np.repeat(np.arange(cells), cell) * count + bins[: cells * cell]
-    counts = np.bincount(flat, minlength=cells * count).reshape(cells, count)
-    upto = np.concatenate([np.zeros((1, count), np.int64), counts.cumsum(axis=0)]).cumsum(axis=1)[:, :-1]
-    overall = np.bincount(bins, minlength=count).cumsum()[:-1] / len(bins)
-    moves: list[float] = []
-    last = 1.0
-    for span in spans:
-        width = span // cell
-        if cells > width:
-            whole = cells // width
-            if _differ(counts[: whole * width].reshape(whole, width, count).sum(axis=1)):
-                shares = (upto[width:] - upto[:-width]) / span
-                noise = 2 * math.log(2 * whole * (count - 1)) * overall * (1 - overall) / span
-                excess = float(np.max((shares - overall) ** 2 - noise))
-                last = min(math.sqrt(max(excess, 0.0)), 1.0)
-            else:
-                last = 0.0
-        moves.append(last)
-    # A long span is the mean of short ones, so no short span moves less than a long one.
-    return [max(moves[i:]) for i in range(len(moves))]
-
-
-def _differ(table: NDArray[np.int64]) -> bool:
-    """Whether the rows of a contingency table differ: Pearson's statistic, by Wilson and Hilferty's cube root."""
-    table = table[:, table.sum(axis=0) > 0]
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-    if freedom == 0:
-        return False
-    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
-    statistic = float(((table - expected) ** 2 / expected).sum())
-    scale = 2 / (9 * freedom)
-    return bool(((statistic / freedom) ** (1 / 3) - (1 - scale)) / math.sqrt(scale) > _DIFFER_SIGMAS)
