@@ -132,6 +132,7 @@ class Link:
         self._quiet_until = 0.0
         self._held: Incoming | None = None
         self._report = False
+        self._trouble = ""
         self._goodbye: int | None = None
 
     @property
@@ -221,6 +222,7 @@ class Link:
     def _greet(self, up: Up) -> None:
         log.info("connected to the broker", extra={"session": up.session, "resumed": up.resumed})
         self._forget_connection()
+        self._trouble = ""
         self._session = up.session
         self._hold_until = 0.0
         self._quiet_until = 0.0 if up.resumed else time.monotonic() + _STRANGE_BROKER_S
@@ -232,8 +234,11 @@ class Link:
     def _lose(self, down: Down) -> None:
         if down.taken_over:
             log.error("another device connected with this identity", extra={"reason": down.reason})
-        else:
-            log.warning("not connected: %s", down.reason)
+        else:  # a device may be offline for weeks: say each reason once, until it was connected again
+            log.log(
+                logging.DEBUG if down.reason == self._trouble else logging.WARNING, "not connected: %s", down.reason
+            )
+        self._trouble = down.reason
         self._forget_connection()
 
     def _forget_connection(self) -> None:

@@ -106,7 +106,12 @@ def _manifest(version: str, library: bytes, divisor: float, raw: bool) -> tuple[
         "baseline.msgpack": encode_baseline(learn_baseline(x, ["amount", "share"], score)),
     }
     plan = FeaturePlan(
-        columns=(RawColumn(name="amt", kind="number"), RawColumn(name="part", kind="number")),
+        columns=(
+            RawColumn(name="amt", kind="number"),
+            RawColumn(name="part", kind="number"),
+            RawColumn(name="at", kind="time"),
+            RawColumn(name="shop", kind="string"),
+        ),
         steps=(
             FeatureStep(op="log1p", inputs=("amt",), output="amount"),
             FeatureStep(op="log1p", inputs=("part",), output="share"),

@@ -109,7 +109,7 @@ class Site:
         store = Store(self.state)
         store.slots.part_path(made.sha256).write_bytes(made.path.read_bytes())
         store.slots.stage(made.sha256, made.path.with_name(made.path.name + ".dsse").read_bytes())
-        store.slots.swap("main", made.sha256)
+        store.slots.swap("main", made.sha256, None)
         store.close()
 
 

@@ -104,6 +104,8 @@ def test_metadata_names_raw_columns(client: Any) -> None:
         ("features", "FP32", "model"),
         ("amt", "FP64", "raw"),
         ("part", "FP64", "raw"),
+        ("at", "FP64", "raw"),
+        ("shop", "BYTES", "raw"),
     ]
 
 
@@ -118,14 +120,20 @@ def test_infer_flat_and_nested(client: Any, data: object) -> None:
     assert label == {"name": "label", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}
 
 
-def test_infer_from_raw_columns(client: Any) -> None:
+@pytest.mark.parametrize(("at_type", "at"), [("FP64", [0.0, 3600.0]), ("BYTES", ["2025-01-31T12:00:00Z", None])])
+def test_infer_from_raw_columns(client: Any, at_type: str, at: list[Any]) -> None:
     tensors = [
         {"name": "amt", "shape": [2], "datatype": "INT64", "data": [0, 100]},
         {"name": "part", "shape": [2], "datatype": "FP64", "data": [1.5, None]},
+        {"name": "at", "shape": [2], "datatype": at_type, "data": at},
+        {"name": "shop", "shape": [2], "datatype": "BYTES", "data": ["kiosk", None]},
     ]
     status, answer = ask(client, "POST", "/v2/models/raw/infer", msgspec.json.encode({"inputs": tensors}))
     assert status == 200, answer
     assert answer["outputs"][0]["data"] == pytest.approx([0.0, np.log1p(100) / 10], rel=1e-5)
+    status, answer = ask(client, "POST", "/v2/models/raw/infer", msgspec.json.encode({"inputs": tensors[:2]}))
+    assert status == 400
+    assert "at, shop" in answer["error"]
 
 
 def test_only_the_wanted_outputs(client: Any) -> None:

@@ -1,7 +1,7 @@
 """Open Inference Protocol v2, JSON tensors: request bodies to arrays, arrays to response bodies.
 
 Data may be flat in row-major order or nested like the shape. JSON has no NaN: in floating tensors, going in and
-coming out, `null` stands for it (a missing value).
+coming out, `null` stands for it (a missing value); in BYTES it is a missing string.
 """
 
 from __future__ import annotations
@@ -121,14 +121,14 @@ _FLAT: dict[str, msgspec.json.Decoder[Any]] = {
     "i": msgspec.json.Decoder(list[int]),
     "u": msgspec.json.Decoder(list[int]),
     "b": msgspec.json.Decoder(list[bool]),
-    "O": msgspec.json.Decoder(list[str]),
+    "O": msgspec.json.Decoder(list[str | None]),
 }
 _ELEMENT: dict[str, type | object] = {
     "f": list[float | None],
     "i": list[int],
     "u": list[int],
     "b": list[bool],
-    "O": list[str],
+    "O": list[str | None],
 }
 _WORDS = {"f": "numbers", "i": "integers", "u": "integers", "b": "booleans", "O": "strings"}
 
@@ -192,8 +192,14 @@ def encode_tensor(name: str, array: Array) -> OutputTensor:
     datatype = _NAMES.get(array.dtype, "BYTES")
     data = array.ravel().tolist()
     if datatype == "BYTES":
-        data = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in data]
+        data = [_text(value) for value in data]
     return OutputTensor(name=name, shape=array.shape, datatype=datatype, data=data)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return None if value is None else str(value)
 
 
 def row_ids(request: InferRequest, rows: int) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from outrider.runtime import __version__
@@ -47,8 +46,9 @@ log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
-_NUMBER_TYPES = ("FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8")
-_RAW_TYPES: dict[str, tuple[str, ...]] = {"number": _NUMBER_TYPES, "time": _NUMBER_TYPES, "string": ("BYTES",)}
+# What a raw column may be sent as, the usual first. Times may be ISO 8601 strings.
+_NUMBERS = ("FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8", "BOOL")
+_RAW_TYPES: dict[str, tuple[str, ...]] = {"number": _NUMBERS, "time": (*_NUMBERS, "BYTES"), "string": ("BYTES",)}
 
 
 class Observer(Protocol):
@@ -234,8 +234,9 @@ def _decode_input(
     if tensor.datatype not in accepted:
         raise BadRequest(400, f"input {tensor.name!r} takes {accepted[0]}, got {tensor.datatype[:32]!r}")
     array = decode_tensor(tensor)
-    is_number = tensor.name not in model and accepted is _NUMBER_TYPES
-    return array.astype(np.float64) if is_number else array
+    if tensor.name in model and array.dtype.hasobject and any(value is None for value in array.flat):
+        raise BadRequest(400, f"input {tensor.name!r}: only raw columns may hold null in place of a string")
+    return array
 
 
 def _rows(inputs: Mapping[str, Array]) -> int:
