@@ -19,7 +19,7 @@ VERSION = 1
 BLOCK_BYTES = 128 * 1024
 MAX_DESIRED_BYTES = 8 * 1024
 
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Version = Literal[1]
 
 State = Literal[

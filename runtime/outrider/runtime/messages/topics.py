@@ -18,7 +18,7 @@ EPOCH_TOPIC = f"{ROOT}/_sys/epoch"
 UP_FILTER = f"{ROOT}/+/+/up/#"
 SHARED_UP_FILTER = f"$share/mgr/{UP_FILTER}"
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"  # a bare "$" would let a trailing newline pass
 Identifier = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Direction = Literal["dn", "up"]
 _NAME = re.compile(NAME_PATTERN)

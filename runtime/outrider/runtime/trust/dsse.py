@@ -79,7 +79,7 @@ def decode_envelope(data: bytes) -> Envelope:
         raise BadMessageError(f"an envelope of {len(data)} bytes is over the limit of {MAX_ENVELOPE_BYTES}")
     try:
         return msgspec.json.decode(data, type=Envelope)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise BadMessageError(f"not a DSSE envelope: {e}") from e
 
 

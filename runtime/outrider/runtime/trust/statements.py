@@ -69,7 +69,7 @@ def verify_statement(envelope: Envelope, trust: TrustStore) -> BundleStatement:
     payload = verify(envelope, BUNDLE_TYPE, trust.keys_for(BUNDLE_TYPE))
     try:
         return msgspec.json.decode(payload, type=BundleStatement)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise BadMessageError(f"not a bundle statement: {e}") from e
 
 
