@@ -41,7 +41,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __call__(self, columns: Sequence[Column]) -> Floats:
         """Apply the step to clean columns of one length. Returns float64 [n]."""
         assert len(columns) == len(self.takes)
-        return self._apply(columns)
+        with np.errstate(over="ignore", invalid="ignore"):  # inf is a value here, and inf - inf is missing
+            return self._apply(columns)
 
     def _apply(self, columns: Sequence[Column]) -> Floats:
         raise TypeError(f"{type(self).__name__} does not say what it makes of {len(columns)} columns")

@@ -41,8 +41,7 @@ class Ratio(Step, frozen=True, kw_only=True):
     def _apply(self, columns: Sequence[Column]) -> Floats:
         a, b = columns
         instead = np.nan if self.zero is None else self.zero
-        with np.errstate(over="ignore", invalid="ignore"):  # inf is a value here, inf / inf is missing
-            quotient = a / np.where(b == 0, 1.0, b)
+        quotient = a / np.where(b == 0, 1.0, b)
         return np.where(b == 0, np.where(np.isnan(a), np.nan, instead), quotient)
 
 
@@ -52,6 +51,5 @@ class Difference(Step, frozen=True, kw_only=True):
     takes: ClassVar[tuple[ColumnKind, ...]] = ("number", "number")
 
     def _apply(self, columns: Sequence[Column]) -> Floats:
-        with np.errstate(over="ignore", invalid="ignore"):
-            result: Floats = columns[0] - columns[1]
+        result: Floats = columns[0] - columns[1]
         return result

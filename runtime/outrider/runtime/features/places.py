@@ -58,9 +58,8 @@ class DistanceFrom(Step, frozen=True, kw_only=True):
 
 def _great_circle_km(lat1: Floats, lng1: Floats, lat2: Floats | np.float64, lng2: Floats | np.float64) -> Floats:
     """The haversine formula; an argument that is not finite gives NaN."""
-    with np.errstate(invalid="ignore"):
-        a, b = np.radians(lat1), np.radians(lat2)
-        half_lat, half_lng = (b - a) / 2, (np.radians(lng2) - np.radians(lng1)) / 2
-        h = np.sin(half_lat) ** 2 + np.cos(a) * np.cos(b) * np.sin(half_lng) ** 2
-        result: Floats = 2 * _EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
+    a, b = np.radians(lat1), np.radians(lat2)
+    half_lat, half_lng = (b - a) / 2, (np.radians(lng2) - np.radians(lng1)) / 2
+    h = np.sin(half_lat) ** 2 + np.cos(a) * np.cos(b) * np.sin(half_lng) ** 2
+    result: Floats = 2 * _EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
     return result
