@@ -37,9 +37,9 @@ def worker(argv: Sequence[str]) -> int:
     """`outrider worker`: do retrain Jobs until it is stopped."""
     arguments = _worker_parser().parse_args(argv)
     recipes = dict(_assignment(text) for text in arguments.recipe)
-    key = arguments.key or os.environ.get("OUTRIDER_API_KEY")
+    key = arguments.key or os.environ.get("OUTRIDER_KEY")
     if not key:
-        raise UsageError("the worker needs an API key", hint="--key, or OUTRIDER_API_KEY in the environment")
+        raise UsageError("the worker needs an API key", hint="--key, or OUTRIDER_KEY in the environment")
     from outrider.runtime.trust import load_private_key
     from outrider.trainer.fleet import FleetHttp
     from outrider.trainer.worker import Worker
@@ -99,7 +99,7 @@ def _train_parser() -> argparse.ArgumentParser:
 def _worker_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="outrider worker", description="Do the fleet's retrain Jobs.")
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the fleet's API (default: %(default)s)")
-    parser.add_argument("--key", help="the API key (default: $OUTRIDER_API_KEY)")
+    parser.add_argument("--key", help="the API key (default: $OUTRIDER_KEY)")
     parser.add_argument(
         "--recipe", action="append", required=True, metavar="MODEL=RECIPE", help="which recipe retrains which model"
     )

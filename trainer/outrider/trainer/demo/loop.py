@@ -110,7 +110,7 @@ def compile_first(stage: Stage, model: Path) -> Path:
     out = stage.folder / "first.orb"
     with stage.step("compile"):
         report = compile_model(model, target="host", out=out, version=FIRST_VERSION)
-    stage.console.print(report.table())
+    stage.console.print(report.table(), soft_wrap=True)
     return out
 
 
@@ -147,7 +147,7 @@ def publish(stage: Stage, fleet: FleetClient, scenario: Scenario, bundle: Path) 
                 name="accuracy-floor",
                 model=scenario.model,
                 kind="accuracy",
-                settings={"floor": FLOOR, "alpha": 0.01, "cooldown_s": 5.0},
+                settings={"floor": FLOOR, "alpha": 0.01, "cooldown_s": 20.0},
             )
         )
     stage.say(f"trigger: accuracy below {FLOOR:.0%}, by a test with a 1 % chance of ever a false alarm")
@@ -183,14 +183,19 @@ def roll_out_first(stage: Stage, fleet: FleetClient, scenario: Scenario) -> None
 
 def start_worker(stage: Stage, fleet: FleetClient, scenario: Scenario) -> None:
     """Start the process that runs retrain jobs. From here on the operator's hands are in his pockets."""
-    data = stage.folder / "fleet"
     stage.children.start(
         "worker",
-        [*_outrider(), "worker", "--url", fleet.base_url, "--key-file", str(data / "admin.key"),
-         "--recipe", f"{scenario.model}={stage.folder / 'recipe.toml'}", "--publisher-key",
-         str(stage.folder / "keys" / "publisher.key"), "--workdir", str(stage.folder / "worker"),
-         "--poll", "0.5", "--soak", str(SOAK_S)],
-    )  # fmt: skip
+        [
+            *_outrider(),
+            "worker",
+            *("--url", fleet.base_url),
+            *("--recipe", f"{scenario.model}={stage.folder / 'recipe.toml'}"),
+            *("--publisher-key", str(stage.folder / "keys" / "publisher.key")),
+            *("--workdir", str(stage.folder / "worker")),
+            *("--poll", "0.5"),
+        ],
+        env={"OUTRIDER_KEY": (stage.folder / "fleet" / "admin.key").read_text(encoding="utf-8").strip()},
+    )
 
 
 def stream_steady(stage: Stage, fleet: FleetClient, scenario: Scenario, streamer: Streamer) -> None:
