@@ -81,6 +81,7 @@ def running(
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
         step("opening the database")
         cleanup.enter_context(_only_user(settings.data_dir))
+        settings.url_path.unlink(missing_ok=True)  # left by a fleet that was killed
         database = Database(settings.database_url)
         cleanup.callback(database.close)
         database.migrate()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
@@ -13,7 +14,11 @@ from outrider.fleet.cli import commands
 from outrider.fleet.cli.parse import Parser, connect, connection_options, parse
 from outrider.runtime.errors import EXIT_OK
 
-Add = Callable[[argparse._SubParsersAction[Any], str, str, commands.Command], argparse.ArgumentParser]
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction[Parser]
+    Add = Callable[[Subcommands, str, str, commands.Command], argparse.ArgumentParser]
+
+PIPE_WIDTH = 400
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(answer.data), indent=2).decode())
     else:
-        Console(highlight=False).print(answer.view, soft_wrap=True)
+        # Into a pipe, columns are as wide as they need to be.
+        Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(answer.view, soft_wrap=True)
     return EXIT_OK
 
 
@@ -36,9 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     common = connection_options("--key", "--api-key")
     common.add_argument("--json", action="store_true", help="print the answer as JSON")
 
-    def add(
-        group: argparse._SubParsersAction[Any], name: str, text: str, run: commands.Command
-    ) -> argparse.ArgumentParser:
+    def add(group: Subcommands, name: str, text: str, run: commands.Command) -> argparse.ArgumentParser:
         made: argparse.ArgumentParser = group.add_parser(name, help=text, description=text, parents=[common])
         made.set_defaults(run=run)
         return made
@@ -72,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _group(top: argparse._SubParsersAction[Any], name: str, text: str) -> argparse._SubParsersAction[Any]:
+def _group(top: Subcommands, name: str, text: str) -> Subcommands:
     made = top.add_parser(name, help=text, description=text)
-    subcommands: argparse._SubParsersAction[Any] = made.add_subparsers(required=True, metavar="COMMAND")
+    subcommands: Subcommands = made.add_subparsers(required=True, metavar="COMMAND")
     return subcommands
 
 
-def _add_rollout(top: argparse._SubParsersAction[Any], add: Add) -> None:
+def _add_rollout(top: Subcommands, add: Add) -> None:
     group = _group(top, "rollout", "create, show or steer a rollout")
     create = add(group, "create", "roll a release out to a group", commands.create_rollout)
     create.add_argument("--bundle", required=True, metavar="NAME:VERSION", help="the release to roll out")
@@ -104,7 +108,7 @@ def _add_rollout(top: argparse._SubParsersAction[Any], add: Add) -> None:
         made.add_argument("--reason", default="", help="for the audit log")
 
 
-def _add_trigger(top: argparse._SubParsersAction[Any], add: Add) -> None:
+def _add_trigger(top: Subcommands, add: Add) -> None:
     group = _group(top, "trigger", "create a trigger")
     create = add(group, "create", "store a rule that opens retrain Jobs", commands.create_trigger)
     create.add_argument("name")
@@ -115,21 +119,21 @@ def _add_trigger(top: argparse._SubParsersAction[Any], add: Add) -> None:
     )
 
 
-def _add_job(top: argparse._SubParsersAction[Any], add: Add) -> None:
+def _add_job(top: Subcommands, add: Add) -> None:
     group = _group(top, "job", "open a Job")
     made = add(group, "open", "open a retrain Job by hand", commands.open_job)
     made.add_argument("--model", required=True)
     made.add_argument("--reason", default="", help="for the worker and the audit log")
 
 
-def _add_token(top: argparse._SubParsersAction[Any], add: Add) -> None:
+def _add_token(top: Subcommands, add: Add) -> None:
     group = _group(top, "token", "create an enrolment token")
     create = add(group, "create", "make a one-time token for one device", commands.create_token)
     create.add_argument("--group", default="default", help="the group that the device joins (default: default)")
     create.add_argument("--ttl-s", type=float, default=3600.0, help="seconds that it is good for (default: 3600)")
 
 
-def _add_device(top: argparse._SubParsersAction[Any], add: Add) -> None:
+def _add_device(top: Subcommands, add: Add) -> None:
     group = _group(top, "device", "show or resolve a device")
     add(group, "show", "show a device", commands.show_device).add_argument("id")
     resolve = add(group, "resolve", "clear a device's flag", commands.resolve_device)

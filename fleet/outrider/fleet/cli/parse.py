@@ -30,9 +30,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         return None
 
 
-def connection_options(*key_flags: str) -> argparse.ArgumentParser:
+def connection_options(*key_flags: str) -> Parser:
     """A parent parser with the options that say which fleet to talk to, and as whom (`key_flags`)."""
-    options = argparse.ArgumentParser(add_help=False)
+    options = Parser(add_help=False)
     group = options.add_argument_group("fleet")
     group.add_argument("--url", help="the fleet's API (OUTRIDER_URL; the fleet of --data-dir)")
     group.add_argument(

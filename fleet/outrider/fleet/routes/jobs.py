@@ -57,7 +57,7 @@ def claim_job(body: Annotated[ClaimRequest, json_body(ClaimRequest)], state: Sta
 
 
 @api.post("/jobs/{job}/heartbeat")
-def heartbeat_job(job: int, body: Annotated[HeartbeatRequest, json_body(HeartbeatRequest)], state: State) -> JobInfo:
+def heartbeat_job(job: Number, body: Annotated[HeartbeatRequest, json_body(HeartbeatRequest)], state: State) -> JobInfo:
     """Say that the worker still works, and prolong its lease."""
     with state.database.session() as session:
         row = jobs.heartbeat_job(
