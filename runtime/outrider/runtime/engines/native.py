@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from outrider.runtime.errors import EngineFault, TargetMismatchError
 ABI = 1
 ALIGNMENT = 64  # bytes, of the workspace
 Binding = Literal["cffi", "ctypes"]
+Call = Callable[[], int]
 
 _DECLARATIONS = """
 uint32_t outrider_abi(void);
@@ -93,8 +95,7 @@ class NativeEngine(Engine):
                 if self._library is None:
                     self._open_library()
                 row[...] = x
-                status = call()
-                if status:
+                if status := call():
                     self._check(status)
                 return wanted.copy()
 
@@ -141,15 +142,14 @@ class _Library(ABC):
     def workspace(self, batch: int) -> int: ...
 
     @abstractmethod
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Any:
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
         """A function of no arguments that runs on these arrays, which it keeps alive, and returns the status."""
 
     @abstractmethod
     def unload(self) -> None: ...
 
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> int:
-        status: int = self.bind(inputs, outputs, batch, workspace)()
-        return status
+        return self.bind(inputs, outputs, batch, workspace)()
 
     def close(self) -> None:
         self.unload()
@@ -179,17 +179,13 @@ class _CffiLibrary(_Library):
     def workspace(self, batch: int) -> int:
         return int(self._workspace(batch))
 
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Any:
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
         buffer = self._ffi.from_buffer
         kept = [buffer(array) for array in (*inputs, *outputs, workspace)]
         ins = self._ffi.new("void *[]", kept[: len(inputs)])
         outs = self._ffi.new("void *[]", kept[len(inputs) : -1])
-        function, scratch = self._run, kept[-1]
-
-        def call() -> Any:
-            return function(ins, outs, batch, scratch)
-
-        call.kept = kept  # type: ignore[attr-defined]
+        call = functools.partial(self._run, ins, outs, batch, kept[-1])
+        call.__dict__["kept"] = kept
         return call
 
     def unload(self) -> None:
@@ -223,15 +219,11 @@ class _CtypesLibrary(_Library):
     def workspace(self, batch: int) -> int:
         return int(self._workspace(batch))
 
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Any:
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
         ins = (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs))
         outs = (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs))
-        function, rows, scratch = self._run, ctypes.c_int64(batch), ctypes.c_void_p(workspace.ctypes.data)
-
-        def call() -> Any:
-            return function(ins, outs, rows, scratch)
-
-        call.kept = (inputs, outputs, workspace)  # type: ignore[attr-defined]
+        call = functools.partial(self._run, ins, outs, ctypes.c_int64(batch), ctypes.c_void_p(workspace.ctypes.data))
+        call.__dict__["kept"] = (inputs, outputs, workspace)
         return call
 
     def unload(self) -> None:
