@@ -185,7 +185,7 @@ class Installation:
         return True if result.passed else Setback(reason=result.reason, detail=result.detail)
 
     def _swap(self, deployment: Deployment) -> bool | Setback:
-        self._store.slots.swap(self._slot, deployment.wanted.bundle)
+        self._store.slots.swap(self._slot, deployment.wanted.bundle, deployment.fallback)
         return True
 
     def _activate(self, deployment: Deployment) -> bool | Setback:
@@ -197,8 +197,12 @@ class Installation:
 
     def _restore(self, deployment: Deployment) -> bool | Setback:
         """Serve what was active before; an empty slot where there was nothing."""
-        self._store.slots.restore(self._slot, deployment.fallback)
-        trouble = self.load(deployment.fallback)
+        fallback = deployment.fallback
+        if fallback is not None and not self._store.slots.has(fallback):
+            log.critical("slot %s keeps its bundle: the earlier one, %s, is gone", self._slot, fallback[:16])
+            return True
+        self._store.slots.restore(self._slot, fallback)
+        trouble = self.load(fallback)
         if trouble is not None:
             log.critical("slot %s cannot serve the earlier bundle either: %s", self._slot, trouble)
         return True

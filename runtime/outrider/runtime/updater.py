@@ -9,11 +9,11 @@ Below each state stands the action that it asks for; the action's success leads 
 
 1. An offer is known by its key (job, attempt, bundle). The same key again changes nothing but the revision.
    A revision below the record's is ignored.
-2. A bundle that is active and confirmed already is COMMITTED at once.
+2. A bundle that is active already is COMMITTED at once; one that soaks for another offer soaks again for this one.
 3. A newer offer ends the update in flight as SUPERSEDED; what it wants begins with the next `Offered`. While
    SOAKING the bundle that was active before is restored first, unless there was none or the newer offer wants
-   the same bundle: a slot is never emptied for an offer, and what is unconfirmed is not fallen back to unless
-   there is nothing else.
+   the same bundle: a slot is never emptied for an offer, and nothing falls back to an unconfirmed bundle where
+   there is a confirmed one.
 4. A result counts only if it is of the action that the record asks for: duplicates and late ones are ignored.
 5. Every state has a deadline (`Tick`); past it the update is FAILED, or rolled back while SOAKING. Where a swap
    may have been made and not yet journalled, the earlier bundle is restored first.
@@ -282,11 +282,15 @@ def _offered(old: Deployment | None, event: Offered) -> Deployment:
         jitter=event.jitter,
         fallback=event.active,
     )
-    if event.active != key.bundle:
-        return fresh
-    fresh = replace(fresh, fallback=event.previous)
-    unconfirmed = old is not None and old.state == "SUPERSEDED" and old.wanted.bundle == key.bundle
-    return fresh if unconfirmed else _finish(fresh, "COMMITTED", "already-active", "the bundle was active already")
+    if old is not None and old.state == "SUPERSEDED" and old.wanted.bundle == event.active:  # active, unconfirmed
+        if event.active == key.bundle:
+            soaking = _enter(replace(fresh, fallback=old.fallback), "SOAKING", event.now, event.issued)
+            return replace(soaking, reason="already-active", detail="the bundle was active, and soaks again")
+        return replace(fresh, fallback=old.fallback or event.active)
+    if event.active == key.bundle:
+        already = replace(fresh, fallback=event.previous)
+        return _finish(already, "COMMITTED", "already-active", "the bundle was active already")
+    return fresh
 
 
 def _withdrawn(old: Deployment, event: Withdrawn) -> Deployment:

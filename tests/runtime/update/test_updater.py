@@ -289,6 +289,7 @@ class Device(RuleBasedStateMachine):
         self.soaked: list[updater.Key] = []
         self.ended: list[tuple[updater.Key, str]] = []
         self.emptied = not factory
+        self.boots = 0
 
     def _apply(self, event: updater.Event) -> None:
         old = self.record
@@ -299,11 +300,18 @@ class Device(RuleBasedStateMachine):
         assert len(self.pending) <= 1
 
     def _check_move(self, old: Deployment | None, new: Deployment) -> None:
+        if old is not None and old.undo is not None and new.undo is not None:
+            assert old.undo == new.undo
         moved = old is None or (old.key, old.state) != (new.key, new.state)
         if not moved:
             return
+        if new.state == "OFFERED":
+            assert new.fallback in self.confirmed or self.previous not in self.confirmed
         if new.state == "SOAKING":
             self.soaked.append(new.key)
+            self.boots = self.boots if old is not None and old.key == new.key else 0
+        if new.state in ("FAILED", "REJECTED"):
+            assert self.current != new.wanted.bundle or new.fallback is None
         if new.state in TERMINAL_STATES:
             self.ended.append((new.key, new.state))
         if new.state == "COMMITTED":
@@ -328,6 +336,15 @@ class Device(RuleBasedStateMachine):
             now=self.now,
         )
 
+    def _working(self) -> bool:
+        return self.record is not None and not self.record.settled
+
+    def _take_up(self) -> None:
+        """What the worker does between two acts: the newest document stays on offer until it is taken up."""
+        for _ in range(2):
+            if self.record is None or (self.record.rev < self.documents[-1][0] and self.record.undo is None):
+                self._apply(self._offered(self.documents[-1]))
+
     @rule(bundle=st.sampled_from(bundles), again=st.booleans())
     def newer_document(self, bundle: str, again: bool) -> None:
         rev = len(self.documents) + 1
@@ -336,14 +353,14 @@ class Device(RuleBasedStateMachine):
             self.documents.append((rev, job, attempt, bundle))
         else:
             self.documents.append((rev, f"j{rev}", 1, bundle))
-        self._apply(self._offered(self.documents[-1]))
+        self._take_up()
 
-    @precondition(lambda self: self.documents)
+    @precondition(lambda self: len(self.documents) > 1)
     @rule(data=st.data())
     def duplicated_or_late_document(self, data: st.DataObject) -> None:
         self._apply(self._offered(data.draw(st.sampled_from(self.documents))))
 
-    @precondition(lambda self: self.documents)
+    @precondition(lambda self: self._working())
     @rule()
     def withdrawn(self) -> None:
         rev = len(self.documents) + 1
@@ -363,15 +380,19 @@ class Device(RuleBasedStateMachine):
 
     @precondition(lambda self: self.pending)
     @rule(
-        outcome=st.sampled_from(["done", "done", "done", "done", "done", "fails", "unreachable", "crash", "half"]),
+        outcome=st.sampled_from(
+            ["done", "done", "done", "done", "done", "fails", "unreachable", "crash", "half", "unknown"]
+        ),
     )
     def act(self, outcome: str) -> None:
         action, deployment = self.pending[0], self.record
         assert deployment is not None
-        if outcome in ("done", "crash", "half"):
+        if outcome in ("done", "crash", "half", "unknown"):
             self._do(action, deployment, half=outcome == "half")
         if outcome in ("crash", "half"):
             self._restart(clean=False)
+        elif outcome == "unknown":
+            return  # done, but the journal could not be written: it is asked for again
         elif action == "collect":
             self.pending = ()
         else:
@@ -381,6 +402,20 @@ class Device(RuleBasedStateMachine):
             else:
                 retry = outcome == "unreachable"
                 self._result(Failed(reason="r", detail="", retry=retry, **fields))
+        if self.documents:
+            self._take_up()
+
+    @precondition(lambda self: self._working())
+    @rule(state=st.sampled_from(["PROBING", "ARMED", "SOAKING", "COMMITTED"]))
+    def runs_on(self, state: str) -> None:
+        """Nothing goes wrong until the update is that far, so that the late states are not rare."""
+        for _ in range(12):
+            if self.record is None or self.record.settled or self.record.state == state:
+                return
+            if self.pending:
+                self.act("done")
+            else:
+                self.time_to_wake()
 
     def _result(self, event: updater.Event) -> None:
         self.results.append(event)
@@ -392,10 +427,12 @@ class Device(RuleBasedStateMachine):
             self.verified.add(bundle)
         elif action == "probe":
             self.sound.add(bundle)
-        elif action == "swap" and self.current != bundle:
-            self.previous = self.current or self.previous
-            if not half:
+        elif action == "swap":
+            self.previous = deployment.fallback or self.previous
+            if not half and self.current != bundle:
                 self.current = bundle
+                self.confirmed.discard(bundle)
+                self.boots = 0
         elif action == "activate":
             assert self.current == bundle
             self.loaded = bundle
@@ -407,12 +444,14 @@ class Device(RuleBasedStateMachine):
                     self.previous = None
                 self.loaded = self.current
 
+    @precondition(lambda self: self._working())
     @rule(seconds=st.floats(0.0, 20.0), jump=st.sampled_from([0.0, 0.0, -3e8, 3e8]))
     def time_passes(self, seconds: float, jump: float) -> None:
         self.now += seconds
         self.wall += seconds + jump
         self._apply(Tick(now=self.now, wall=self.wall))
 
+    @precondition(lambda self: self._working())
     @rule()
     def time_to_wake(self) -> None:
         due = None if self.record is None else wake_at(self.record)
@@ -420,10 +459,12 @@ class Device(RuleBasedStateMachine):
             self.now = max(self.now, due)
             self._apply(Tick(now=self.now, wall=self.wall))
 
+    @precondition(lambda self: self.record is not None and self.record.state in ("SOAKING", "COMMITTED"))
     @rule(known=st.booleans())
     def health_fails(self, known: bool) -> None:
         self._apply(HealthFailed(bundle=self.current if known else None, reason="h", detail="", now=self.now))
 
+    @precondition(lambda self: self._working())
     @rule(clean=st.booleans())
     def restarts(self, clean: bool) -> None:
         self._restart(clean=clean)
@@ -432,9 +473,14 @@ class Device(RuleBasedStateMachine):
         self.now = 0.0  # another process, another monotonic clock
         self.pending = ()
         self.loaded = self.current
+        trying = self.record is not None and self.record.state in ("ARMED", "SOAKING") and self.record.undo is None
+        trying = trying and self.record.wanted.bundle == self.current not in self.confirmed
+        self.boots += trying and not clean
         self._apply(Resumed(active=self.current, clean=clean, now=self.now, wall=self.wall))
+        if trying:
+            assert self.pending == (("restore",) if self.boots >= updater.UNCONFIRMED_BOOTS else ("activate",))
         if self.documents:
-            self._apply(self._offered(self.documents[-1]))
+            self._take_up()
 
     @invariant()
     def what_runs_was_probed(self) -> None:
@@ -459,8 +505,8 @@ class Device(RuleBasedStateMachine):
     def teardown(self) -> None:
         """With nothing in the way the last document is fulfilled, or its update had ended before."""
         for _ in range(100):
-            if self.documents and self.record is not None and self.record.rev < self.documents[-1][0]:
-                self._apply(self._offered(self.documents[-1]))
+            if self.documents:
+                self._take_up()
             if self.pending:
                 self.act("done")
             elif self.record is not None and not self.record.settled:
@@ -476,5 +522,5 @@ class Device(RuleBasedStateMachine):
 
 TestDevice = Device.TestCase
 TestDevice.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -121,25 +121,28 @@ class Slots:
             self._checkpoint("stage.done")
         return self.bundle_path(sha256)
 
-    def swap(self, slot: str, sha256: str) -> None:
-        """Make `sha256` current and what was current previous. Nothing happens where it is current already."""
-        if self.current(slot) == sha256:
-            return
+    def swap(self, slot: str, sha256: str, fallback: str | None) -> None:
+        """Make `sha256` current and `fallback` previous. Repeating it is harmless."""
         if not self.has(sha256):
             raise StorageError(f"bundle {sha256[:16]} is not staged")
         place = self._slots / check_slot_name(slot)
         with storage_errors(f"swap slot {slot}"):
             make_folder(place)
             self._checkpoint("swap.begin")
-            before = self.current(slot)
-            if before is not None:
-                replace_link(place / "previous", _target(before))
+            if fallback is not None and self.previous(slot) != fallback:
+                replace_link(place / "previous", _target(fallback))
             self._checkpoint("swap.previous")
-            replace_link(place / "current", _target(sha256))
+            if self.current(slot) != sha256:
+                replace_link(place / "current", _target(sha256))
             self._checkpoint("swap.current")
 
     def restore(self, slot: str, sha256: str | None) -> None:
-        """Make `sha256` current again, or empty the slot where it is None. Repeating it is harmless."""
+        """Make `sha256` current again, or empty the slot where it is None. Repeating it is harmless.
+
+        A bundle that is gone changes nothing: what is current is better than nothing. Raises StorageError then.
+        """
+        if sha256 is not None and not self.has(sha256):
+            raise StorageError(f"the earlier bundle {sha256[:16]} is gone")
         place = self._slots / check_slot_name(slot)
         with storage_errors(f"restore slot {slot}"):
             make_folder(place)
