@@ -227,7 +227,7 @@ def test_a_swap_that_was_not_journalled_is_found_after_a_restart() -> None:
     soaking, actions = step(_at("ARMED"), Resumed(active="b", clean=False, now=0.0, wall=WALL))
     assert soaking is not None
     assert (soaking.state, soaking.boots, actions) == ("SOAKING", 1, ("activate",))
-    again, actions = step(soaking, Resumed(active="b", clean=False, now=0.0, wall=WALL))
+    _, actions = step(soaking, Resumed(active="b", clean=False, now=0.0, wall=WALL))
     assert actions == ("restore",)
 
 
