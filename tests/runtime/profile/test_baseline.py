@@ -129,8 +129,18 @@ def test_moving_nulls_are_recorded() -> None:
     assert 0.3 < moved < 0.5
 
 
-def test_too_few_scores_are_not_tested_at_long_spans() -> None:
+def test_too_few_scores_are_not_tested() -> None:
     rng = np.random.default_rng(8)
     features = rng.normal(size=(8000, 1)).astype(np.float32)
-    movements = learn_baseline(features, ["x"], rng.random(300), blocks=8).movements
+    movements = learn_baseline(features, ["x"], rng.random(100), blocks=8 * 32).movements
     assert all(movement.moved[1] == 1.0 for movement in movements)
+
+
+def test_thinned_out_scores_move_as_far_as_all_of_them() -> None:
+    rng = np.random.default_rng(9)
+    features = rng.normal(size=(24_000, 1)).astype(np.float32)
+    scores = np.clip(rng.normal(0.5 + 0.3 * np.sin(np.arange(24_000) / 2400 * 2 * np.pi), 0.1), 0, 1)
+    every = [movement.moved[1] for movement in learn_baseline(features, ["x"], scores, blocks=40).movements]
+    fourth = [movement.moved[1] for movement in learn_baseline(features, ["x"], scores[::4], blocks=40).movements]
+    assert every[0] > 0.4
+    assert fourth == pytest.approx(every, abs=0.05)

@@ -17,6 +17,7 @@ from outrider.runtime.profile.movement import CELLS, moves
 # Movements are recorded for spans of 1, 2, 4, ... blocks, up to a quarter of the rows.
 _MIN_SPANS = 4
 _MIN_SPAN_ROWS = 32
+_MIN_SCORES = 4
 _SCORE_SLACK = 1e-5
 
 
@@ -33,9 +34,10 @@ def learn_baseline(
     was *not* fitted on (a model is surer of its own training rows, and live scores would look shifted), any
     number of them; None for a model without scores.
 
-    `blocks`: give it when rows and scores are in order of time, as the number of blocks to cut the rows into,
-    one block about as long as a window will be (64, say). How far the distributions move from block to block is
-    then recorded, and the fleet's drift test allows for that much: hours, weekdays and seasons raise no alarm.
+    `blocks`: give it when rows and scores are in order of time and cover the same stretch of it, as the number of
+    blocks to cut the rows into, one block at most as long as a window will be (64, say). How far the distributions
+    move from block to block is then recorded, and the fleet's drift test allows for that much: hours, weekdays and
+    seasons raise no alarm.
 
     Raises BadDataError on shapes, names or sizes that do not fit.
     """
@@ -100,9 +102,20 @@ def _movements(
         raise BadDataError(f"{rows} rows are too few to see how they move with time")
     moved = [_feature_moves(layout, i, column, cell, len(spans)) for i, column in enumerate(columns)]
     if scores is not None:
-        moved.append(moves(score_bins(scores), SCORE_BINS, cell, len(spans)))
+        moved.append(_score_moves(scores, cell * len(scores) / rows, len(spans)))
     table = np.array(moved)
     return tuple(Movement(rows=span, moved=tuple(float(x) for x in table[:, j])) for j, span in enumerate(spans))
+
+
+def _score_moves(scores: NDArray[np.floating[Any]], cell: float, scales: int) -> list[float]:
+    """Movements of the score, with steps of as long a time as the features' where both cover the same stretch.
+
+    Held-out rows are often thinned out over it. Where they are a short stretch of their own, their steps are shorter
+    in time than the features', and what is found is too much rather than too little.
+    """
+    if cell < _MIN_SCORES:
+        return [1.0] * scales
+    return moves(score_bins(scores), SCORE_BINS, int(cell), scales)
 
 
 def _feature_moves(layout: Layout, feature: int, column: NDArray[np.float32], cell: int, scales: int) -> list[float]:
