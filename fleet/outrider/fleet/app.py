@@ -11,8 +11,10 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
+from outrider.fleet.docs_page import render
 from outrider.fleet.routes import ROUTES
 from outrider.fleet.routes.wire import Records
 from outrider.fleet.state import FleetState
@@ -58,7 +60,7 @@ Give an API key as `Authorization: Bearer …`; `outrider up` prints one at its 
 
 def create_app(state: FleetState) -> FastAPI:
     """The application over `state`. It starts and stops nothing by itself."""
-    app = FastAPI(title="Outrider fleet", version=__version__, description=_ABOUT, redoc_url=None)
+    app = FastAPI(title="Outrider fleet", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
     app.state.fleet = state
     components: dict[str, Any] = {}
     for name in ROUTES:
@@ -69,6 +71,7 @@ def create_app(state: FleetState) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _crashed)
+    app.add_route("/docs", lambda _request: HTMLResponse(render(app.openapi())), include_in_schema=False)
     app.openapi = lambda: _openapi(app, components)  # type: ignore[method-assign]
     return app
 

@@ -50,9 +50,11 @@ def enrol(state: FleetState, request: EnrolRequest, *, api_url: str) -> Enrolmen
     made = _Secrets(api=new_secret("ord"), mqtt=new_secret("orm"))
     tenant, now = state.settings.tenant, state.now()
     username: str | None = None
+    with state.database.read() as session:  # strangers who guess must not take the write lock
+        _usable_token(session, request.token, now=now)
     try:
         with state.database.session() as session:
-            token = _usable_token(session, request.token, now=now)
+            token = _usable_token(session, request.token, now=now, lock=True)
             device = _free_id(session, tenant, request.name)
             session.add(_row(device, tenant, token.group, request, made, now=now))
             token.used_at, token.device = now, device
@@ -85,8 +87,8 @@ def enrol(state: FleetState, request: EnrolRequest, *, api_url: str) -> Enrolmen
     )
 
 
-def _usable_token(session: Session, token: str, *, now: float) -> EnrolmentTokenRow:
-    row = session.get(EnrolmentTokenRow, hash_secret(token), with_for_update=True)
+def _usable_token(session: Session, token: str, *, now: float, lock: bool = False) -> EnrolmentTokenRow:
+    row = session.get(EnrolmentTokenRow, hash_secret(token), with_for_update=lock)
     if row is None:
         raise TrustError("the enrolment token is not known", hint=_AGAIN)
     if row.used_at is not None:

@@ -45,7 +45,7 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     - `tenant`: the first part of every MQTT topic.
     - `broker`, `broker_host`, `broker_port`: which MQTT broker is started, and where; `auto` is Mosquitto where it is
       installed; no port: the one of the last time, or a free one.
-    - `alpha`: the chance that a fleet without any drift ever raises an alarm.
+    - `alpha`: the chance that a bundle in the field ever raises an alarm although nothing drifted.
     - `margin`: a distance between distribution functions that is too small to matter.
     - `tick_s`: how often rollouts, drift and triggers are looked at, besides every time something happens.
     - `lease_s`: how long a worker may be silent before its Job is given to another.

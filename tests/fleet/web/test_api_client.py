@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 
 from outrider.runtime import errors
 from outrider.runtime.api_client import FleetClient
-from outrider.runtime.api_client.http import refusal
+from outrider.runtime.api_client.http import exchange, parse_base_url, refusal
 from outrider.runtime.errors import (
     ApiError,
     BadConfigError,
@@ -116,6 +117,19 @@ def test_refusals_become_errors(answering: Serve, status: str, body: bytes, kind
     assert type(caught.value) is kind
 
 
+def test_a_full_disk_is_not_taken_for_the_network(web: Any) -> None:
+    info = web.published()
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(errors.StorageFullError):
+        exchange(
+            parse_base_url(web.url),
+            "GET",
+            f"/v1/bundles/{info.sha256}/content",
+            headers={"Authorization": f"Bearer {web.key}"},
+            into=full,
+            timeout_s=5,
+        )
+
+
 def test_message_and_hint_survive() -> None:
     error = refusal(409, _error("ConflictError", "try again"), "GET /")
     assert (error.message, error.hint) == ("said the fleet", "try again")
@@ -141,8 +155,6 @@ def test_names_cannot_leave_their_place_in_the_path(web: Any) -> None:
 
 
 def test_unknown_fields_in_requests_are_refused_and_named(web: Any) -> None:
-    from outrider.runtime.api_client.http import exchange, parse_base_url
-
     with pytest.raises(errors.BadMessageError, match="canarry"):
         exchange(
             parse_base_url(web.url),

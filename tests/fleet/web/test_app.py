@@ -126,7 +126,15 @@ def test_answers_match_their_description(web: Any) -> None:
 def test_the_documentation_page_is_served(web: Any) -> None:
     status, data = _ask(web, "GET", "/docs")
     assert status == 200
-    assert b"/openapi.json" in data
+    page = data.decode()
+    described = json.loads(_ask(web, "GET", "/openapi.json")[1])
+    for path in described["paths"]:
+        assert f"<code>{path}</code>" in page
+    for name in described["components"]["schemas"]:
+        assert f'id="{name}"' in page
+    assert "<script" not in page
+    assert "http://" not in page.replace(web.url, "")
+    assert "https://" not in page
 
 
 @pytest.mark.parametrize("name", ROUTES)

@@ -59,7 +59,7 @@ def test_the_application_serves_nothing_but_the_table_and_its_documentation(web:
     paths = set(app.openapi()["paths"])
     assert paths == {path for _, path in _routes()}
     others = {route.path for route in app.routes if hasattr(route, "path") and not route.path.startswith("/v1")}
-    assert others <= {"/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    assert others == {"/openapi.json", "/docs"}
 
 
 @pytest.mark.parametrize("key", [None, "", "ork_wrong"])

@@ -156,6 +156,23 @@ def test_unknown_bundles(web: Any, tmp_path: Path) -> None:
     assert _fetch(web, f"/v1/bundles/{'0' * 64}/content")[0] == 404
 
 
+def test_downloading(web: Any, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    path, copy = make_bundle(), tmp_path / "copy.orb"
+    info = web.publish(path)
+    web.client.download_bundle(info.sha256, copy)
+    assert copy.read_bytes() == path.read_bytes()
+    stored = web.state.settings.bundles_dir / info.sha256[:2] / f"{info.sha256}.orb"
+    stored.write_bytes(bytes(info.size))
+    with pytest.raises(DigestMismatchError):
+        web.client.download_bundle(info.sha256, tmp_path / "other.orb")
+    with pytest.raises(NotFoundError):
+        web.client.download_bundle("0" * 64, tmp_path / "other.orb")
+    with pytest.raises(StorageError):
+        web.client.download_bundle(info.sha256, tmp_path / "none" / "other.orb")
+    assert not (tmp_path / "other.orb").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 # Bytes -------------------------------------------------------------------------------------------------------
 
 

@@ -127,7 +127,7 @@ def test_up_serves_and_ends_without_a_trace(
     assert re.search(r"ork_\w{8}", again.text) is None
 
 
-@pytest.mark.parametrize("moment", [0.3, 0.8, 1.1, 1.4, 1.7, 2.0])
+@pytest.mark.parametrize("moment", [0.3, 1.0, 1.4, 1.8])
 def test_ctrl_c_at_any_moment_of_the_start(up: Callable[..., Up], moment: float) -> None:
     fleet = up("--broker", "auto")
     time.sleep(moment)
@@ -164,7 +164,8 @@ def test_kill_9_and_start_again(up: Callable[..., Up]) -> None:
     first.end(signal.SIGKILL)
     second = up()
     client = second.wait_until_up()
-    assert [entry.action for entry in client.audit()] == ["key.create", "token.create"]
+    actions = [entry.action for entry in client.audit()]
+    assert actions.count("key.create") == actions.count("token.create") == 1
     assert client.verify_audit().intact
     assert second.end(signal.SIGTERM) == 0
     assert _gone(children)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import ssl
 from collections.abc import Mapping
@@ -13,9 +14,18 @@ import msgspec
 
 from outrider.runtime import errors
 from outrider.runtime.api_client.types import ErrorBody
-from outrider.runtime.errors import ApiError, BadConfigError, BadInputError, OutriderError, UnavailableError
+from outrider.runtime.errors import (
+    ApiError,
+    BadConfigError,
+    BadInputError,
+    OutriderError,
+    StorageError,
+    StorageFullError,
+    UnavailableError,
+)
 
 MAX_ANSWER_BYTES = 256 << 20
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,15 @@ def exchange(
     query: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
     body: bytes | BinaryIO | None = None,
+    into: BinaryIO | None = None,
     timeout_s: float,
 ) -> Answer:
     """Send one request and read its answer.
 
-    A file body must come with a Content-Length header and is streamed. Raises UnavailableError where the fleet
-    cannot be reached, the error that the fleet named where it refused, ApiError for anything else.
+    A file body must come with a Content-Length header and is streamed; with `into`, so is the body of a 2xx answer,
+    and the answer's own is empty. `timeout_s` is for each step, not for the whole. Raises UnavailableError where the
+    fleet cannot be reached, the error that the fleet named where it refused, StorageError where `into` cannot be
+    written, ApiError for anything else.
     """
     given = {key: value for key, value in (query or {}).items() if value is not None}
     target = base.path + path + (f"?{urlencode(given)}" if given else "")
@@ -63,9 +76,7 @@ def exchange(
             if connection.sock is None:  # never connected, so there is no early refusal to read
                 raise
         response = connection.getresponse()
-        data = response.read(MAX_ANSWER_BYTES + 1)
-        if response.length and len(data) <= MAX_ANSWER_BYTES:
-            raise http.client.IncompleteRead(data, response.length)
+        data = _read(response, into if _succeeded(response.status) else None)
     except (OSError, http.client.HTTPException) as e:
         where = f"{base.scheme}://{base.netloc}"
         raise UnavailableError(f"the fleet at {where} does not answer: {e}", hint="is 'outrider up' running?") from e
@@ -73,7 +84,7 @@ def exchange(
         connection.close()
     if len(data) > MAX_ANSWER_BYTES:
         raise ApiError(f"the answer to {method} {path} is over {MAX_ANSWER_BYTES} bytes")
-    if 200 <= response.status < 300:
+    if _succeeded(response.status):
         return Answer(response.status, data)
     raise refusal(response.status, data, f"{method} {path}")
 
@@ -88,6 +99,31 @@ def refusal(status: int, data: bytes, what: str) -> OutriderError:
     if not (isinstance(kind, type) and issubclass(kind, OutriderError)):
         kind = BadInputError if status < 500 else ApiError
     return kind(detail.message, hint=detail.hint)
+
+
+def _succeeded(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _read(response: http.client.HTTPResponse, into: BinaryIO | None) -> bytes:
+    """The body, or what does not go `into` a file. Raises IncompleteRead for a body that was cut."""
+    data = b""
+    if into is None:
+        data = response.read(MAX_ANSWER_BYTES + 1)
+    else:
+        while chunk := response.read(CHUNK_BYTES):
+            _write(into, chunk)
+    if response.length and len(data) <= MAX_ANSWER_BYTES:
+        raise http.client.IncompleteRead(data, response.length)
+    return data
+
+
+def _write(into: BinaryIO, chunk: bytes) -> None:
+    try:
+        into.write(chunk)
+    except OSError as e:  # or it would pass for trouble with the network
+        kind = StorageFullError if e.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(f"cannot write the answer: {e.strerror}") from e
 
 
 def _connect(base: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
