@@ -92,46 +92,10 @@ def test_whatever_devices_do_the_rules_hold(
     for _ in range(120):
         run.now += rng.choice([1.0, 1.0, 10.0, 60.0])
         before = dict(run.placed)
-        was_online = {name for name, member in run.members.items() if member.online and not member.flagged}
         decisions = run.step()
-
-        wave0 = [item for item in run.placed.values() if item.wave == 0 and item.state != "SUPERSEDED"]
-        if any(item.wave > 0 for item in run.placed.values()):
-            first = [item for item in decisions.give if item.wave > 0 and item.attempt == 1]
-            if first:
-                assert len(wave0) >= canary
-                assert all(before[item.device].state == "COMMITTED" for item in wave0), "a wave before its canary"
-        else:
-            assert len(run.exposed) <= canary, "more exposed than the canary"
-        for item in decisions.give:
-            member = run.members[item.device]
-            assert not member.flagged
-            assert item.device in was_online or item.attempt > 1
-            assert item.attempt <= run.rollout.settings.attempts or before[item.device].state == "SUPERSEDED"
-        if limit is not None and any(item.wave > 0 and item.attempt == 1 for item in decisions.give):
-            flying = [i for i in run.placed.values() if i.wave > 0 and not i.settled and i.device in was_online]
-            assert len(flying) <= limit
-        for ended in decisions.end:
-            if ended.reason == "deadline":
-                assert ended.device in was_online, "an offline device failed"
-        if decisions.state == "ABORTED":
-            assert not decisions.give
-            assert all(item.settled for item in run.placed.values())
-
-        for name, item in list(run.placed.items()):
-            if not item.settled and run.members[name].online and rng.random() < 0.5:
-                state = rng.choice(STEPS) if rng.random() < 0.4 else "COMMITTED"
-                if rng.random() < bad * 0.5:
-                    state = rng.choice(VERDICTS[1:])
-                if advances(item.state, state):
-                    run.placed[name] = msgspec.structs.replace(item, state=state, updated=run.now)
-        for name in list(run.members):
-            if rng.random() < 0.1:
-                change(run, name, online=not run.members[name].online, online_since=run.now)
-        if rng.random() < 0.1 and len(run.members) < 20:
-            name = f"d{len(run.members)}"
-            run.members[name] = Member(id=name, online=True, bundle="b", online_since=run.now)
-
+        check_waves(run, before, decisions)
+        check_reach(run, before, decisions)
+        act(run, rng, bad)
     if run.rollout.state != "ABORTED":  # and in the end everything that comes online is reached
         for name in run.members:
             change(run, name, online=True, online_since=run.now)
@@ -140,6 +104,49 @@ def test_whatever_devices_do_the_rules_hold(
             assert run.rollout.state == "DONE"
             if all(item.state == "COMMITTED" for item in run.placed.values()):
                 assert set(run.placed) == set(run.members)
+
+
+def check_waves(run: World, before: dict[str, Placed], decisions: Decisions) -> None:
+    wave0 = [item for item in run.placed.values() if item.wave == 0 and item.state != "SUPERSEDED"]
+    later = [item for item in decisions.give if item.wave > 0 and item.attempt == 1]
+    if later:
+        assert len(wave0) >= run.rollout.canary
+        assert all(before[item.device].state == "COMMITTED" for item in wave0), "a wave before its canary"
+        limit = run.rollout.settings.max_in_flight
+        flying = [i for i in run.placed.values() if i.wave > 0 and not i.settled and run.members[i.device].online]
+        assert limit is None or len(flying) <= limit
+    if not any(item.wave > 0 for item in run.placed.values()):
+        assert len(run.exposed) <= run.rollout.canary, "more exposed than the canary"
+    if decisions.state == "ABORTED":
+        assert not decisions.give
+        assert all(item.settled for item in run.placed.values())
+
+
+def check_reach(run: World, before: dict[str, Placed], decisions: Decisions) -> None:
+    for item in decisions.give:
+        assert not run.members[item.device].flagged
+        assert run.members[item.device].online or item.attempt > 1
+        assert item.attempt <= run.rollout.settings.attempts or before[item.device].state == "SUPERSEDED"
+    for ended in decisions.end:
+        if ended.reason == "deadline":
+            assert run.members[ended.device].online, "an offline device failed"
+
+
+def act(run: World, rng: random.Random, bad: float) -> None:
+    """Devices make progress, fail, come, go and join."""
+    for name, item in list(run.placed.items()):
+        if not item.settled and run.members[name].online and rng.random() < 0.5:
+            state = rng.choice(STEPS) if rng.random() < 0.4 else "COMMITTED"
+            if rng.random() < bad * 0.5:
+                state = rng.choice(VERDICTS[1:])
+            if advances(item.state, state):
+                run.placed[name] = msgspec.structs.replace(item, state=state, updated=run.now)
+    for name in list(run.members):
+        if rng.random() < 0.1:
+            change(run, name, online=not run.members[name].online, online_since=run.now)
+    if rng.random() < 0.1 and len(run.members) < 20:
+        name = f"d{len(run.members)}"
+        run.members[name] = Member(id=name, online=True, bundle="b", online_since=run.now)
 
 
 @settings(deadline=None, max_examples=60)
