@@ -84,7 +84,7 @@ class TestEveryStep:
             assert np.isnan(compute(plan, missing)).all()
 
     def test_refuses_an_unknown_parameter_and_names_the_known_ones(self, op):
-        with pytest.raises(BadRecipeError, match="wrong parameter.*colour") as caught:
+        with pytest.raises(BadRecipeError, match=r"wrong parameter.*colour") as caught:
             fit_plan(plan_of(op, colour="red"), sample(op))
         assert all(name in str(caught.value) for name in step_class(op).__struct_fields__)
 

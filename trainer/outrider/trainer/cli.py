@@ -40,14 +40,14 @@ def worker(argv: Sequence[str]) -> int:
     key = arguments.key or os.environ.get("OUTRIDER_KEY")
     if not key:
         raise UsageError("the worker needs an API key", hint="--key, or OUTRIDER_KEY in the environment")
+    from outrider.runtime.api_client import FleetClient
     from outrider.runtime.trust import load_private_key
-    from outrider.trainer.fleet import FleetHttp
     from outrider.trainer.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     log = logging.getLogger("outrider.worker")
     job_worker = Worker(
-        FleetHttp(arguments.url, key),
+        FleetClient(arguments.url, key),
         recipes,
         load_private_key(arguments.publisher_key),
         arguments.workdir,

@@ -23,11 +23,12 @@ from outrider.runtime.target import Requirements, Target, refuse
 from outrider.runtime.trust import PrivateKey, encode_envelope, sign_bundle
 from outrider.targets.catalog import HOST, get_target, target_names
 from outrider.trainer.champion import Champion, champion_scores, fetch_champion, find_champion
-from outrider.trainer.fleet import Fleet, write_whole
+from outrider.trainer.fleet import Fleet
 from outrider.trainer.gate import Decision, decide
 from outrider.trainer.progress import Progress
 from outrider.trainer.recipe import LoadedRecipe, load_recipe
 from outrider.trainer.split import rows_until, split
+from outrider.trainer.storage import write_whole
 from outrider.trainer.tables import make_model, make_source
 from outrider.trainer.training import class_indices, train
 

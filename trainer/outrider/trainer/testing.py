@@ -23,7 +23,7 @@ from outrider.runtime.bundle import open_bundle
 from outrider.runtime.errors import ConflictError, NotFoundError, OutriderError
 from outrider.runtime.target import Target
 from outrider.runtime.trust import decode_envelope
-from outrider.trainer.fleet import write_whole
+from outrider.trainer.storage import write_whole
 
 
 class FakeFleet:

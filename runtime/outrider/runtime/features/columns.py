@@ -147,7 +147,10 @@ def _seconds(name: str, row: int, value: object) -> float:
 
 def parse_time(text: str, *, what: str = "time") -> float:
     """An ISO 8601 text as float seconds since the epoch, UTC. Raises BadDataError naming `what`."""
-    seconds = _seconds(what, 0, text)
+    try:
+        seconds = _seconds(what, 0, text)
+    except BadDataError:
+        seconds = float("nan")
     if np.isnan(seconds):
-        raise BadDataError(f"{what} is empty", hint="write it as 2019-05-01 or 2019-05-01T12:00:00Z")
+        raise BadDataError(f"{what} {text!r} is not a time", hint="write it as 2019-05-01 or 2019-05-01T12:00:00Z")
     return seconds
