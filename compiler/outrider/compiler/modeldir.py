@@ -176,7 +176,7 @@ def decode_card(text: str, *, origin: str = CARD) -> ModelCard:
 
 def _toml(value: str | float | list[str | int]) -> str:
     # JSON's strings, integers, finite numbers and lists of them are TOML too, but for the one control character DEL.
-    return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _model_file(card: ModelCard) -> str:
@@ -201,7 +201,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as e:
         raise BadModelError(f"{path} cannot be read: {e}") from e

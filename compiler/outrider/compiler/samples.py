@@ -134,7 +134,7 @@ def _load(path: Path) -> Any:
     if path.suffix != ".npz":
         raise BadDataError(f"{path} is not a calibration file", hint="give .npz or .parquet")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
         raise BadDataError(f"{path} is not a readable .npz file: {e}") from e

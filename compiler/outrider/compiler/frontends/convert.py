@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider.runtime.errors import UnsupportedError
@@ -27,8 +26,3 @@ def through_treelite(what: str, convert: Callable[[], treelite.Model]) -> treeli
 def digest(data: bytes) -> str:
     """SHA-256, hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return digest(path.read_bytes())

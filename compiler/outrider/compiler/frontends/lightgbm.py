@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
-from outrider.compiler.frontends.convert import digest, file_digest, through_treelite
+from outrider.compiler.frontends.convert import digest, through_treelite
 from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
-from outrider.compiler.trees.forest import Forest, Missing
+from outrider.compiler.trees.forest import Forest, Tree
 from outrider.compiler.trees.read import read_treelite
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
 if TYPE_CHECKING:
     import lightgbm
 
-_CATEGORICAL_BIT, _MISSING_SHIFT, _MISSING_ZERO = 1, 2, 1  # of LightGBM's `decision_type`
+_CATEGORICAL_BIT, _DEFAULT_LEFT_BIT, _MISSING_SHIFT, _MISSING_ZERO = 1, 2, 2, 1  # of LightGBM's `decision_type`
 
 
 class LightGBMFrontend:
@@ -53,11 +53,11 @@ class LightGBMFrontend:
             booster = lightgbm.Booster(model_str=text)
         except (lightgbm.basic.LightGBMError, ValueError) as e:
             raise BadModelError(f"{path} is not a readable LightGBM model: {e}") from e
-        return _read_booster(booster, options, text, file_digest(path))
+        return _read_booster(booster, options, text, digest(path.read_bytes()))
 
 
 def _read_booster(booster: lightgbm.Booster, options: ReadOptions, text: str, sha256: str | None) -> Model:
-    forest, objective = _read_forest(text)
+    forest, objective = _read_forest(booster, text)
     labels = tuple(options.class_labels)
     if not labels and objective in ("binary", "multiclass", "multiclassova"):
         labels = tuple(range(max(forest.outputs, 2)))
@@ -82,7 +82,7 @@ def _read_wrapper(source: lightgbm.LGBMModel, options: ReadOptions) -> Model:
     except NotFittedError as e:
         raise BadModelError(f"the {type(source).__name__} is not fitted") from e
     text = booster.model_to_string()
-    forest, objective = _read_forest(text)
+    forest, objective = _read_forest(booster, text)
     labels: tuple[Label, ...] = ()
     predict: Callable[..., Any] = source.predict
     if isinstance(source, lightgbm.LGBMClassifier):
@@ -130,7 +130,7 @@ def _model(
     )
 
 
-def _read_forest(text: str) -> tuple[Forest, str]:
+def _read_forest(booster: lightgbm.Booster, text: str) -> tuple[Forest, str]:
     """The forest and the objective's name."""
     import treelite
 
@@ -139,41 +139,47 @@ def _read_forest(text: str) -> tuple[Forest, str]:
         raise UnsupportedError("LightGBM's linear trees are not supported", hint="train with linear_tree=False")
     if not any(line.startswith("Tree=") for line in lines):
         raise BadModelError("the model has zero trees", hint="train it for at least one round")
-    model = through_treelite("this LightGBM model", lambda: treelite.frontend.from_lightgbm(_Text(text)))
-    forest = replace(
-        read_treelite(model, precision="float64"),
-        missing=_missing(lines),
-        tiny_is_zero=True,
-        negative_fraction_is_zero=True,
-    )
+    model = through_treelite("this LightGBM model", lambda: treelite.frontend.from_lightgbm(booster))
+    forest = read_treelite(model, precision="float64")
+    forest = replace(_with_missing(forest, lines), tiny_is_zero=True, negative_fraction_is_zero=True)
     objective = next((line.partition("=")[2] for line in lines if line.startswith("objective=")), "none")
     return forest, objective.split(" ")[0]
 
 
-class _Text:
-    """What Treelite asks of a booster: its text."""
+def _with_missing(forest: Forest, lines: list[str]) -> Forest:
+    """Mark zero as missing where the numeric splits say so. LightGBM sets it for all features or for none.
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    Treelite leaves out where zero goes by default, so that is read from the text.
+    """
+    kinds = _fields(lines, "decision_type")
+    found = {kind >> _MISSING_SHIFT & 3 for tree in kinds for kind in tree if not kind & _CATEGORICAL_BIT}
+    if _MISSING_ZERO not in found:
+        return forest
+    if found != {_MISSING_ZERO}:
+        raise UnsupportedError("LightGBM models in which zero is missing for some features only are not supported")
+    splits = iter(zip(kinds, _fields(lines, "left_child"), _fields(lines, "right_child"), strict=True))
+    # A tree of a single leaf has no lines for its splits.
+    trees = tuple(tree if tree.nodes == 1 else _with_defaults(tree, *next(splits)) for tree in forest.trees)
+    return replace(forest, trees=trees, missing="zero")
 
-    def model_to_string(self) -> str:
-        return self._text
+
+def _with_defaults(tree: Tree, kinds: list[int], left: list[int], right: list[int]) -> Tree:
+    """Walk the text's tree and ours side by side; children below 0 are leaves."""
+    missing_right = tree.missing_right.copy()
+    pairs = [(0, 0)]
+    while pairs:
+        theirs, ours = pairs.pop()
+        missing_right[ours] = not kinds[theirs] & _DEFAULT_LEFT_BIT
+        for child, own in ((left[theirs], tree.left[ours]), (right[theirs], tree.right[ours])):
+            if child >= 0:
+                pairs.append((child, int(own)))
+    return replace(tree, missing_right=missing_right)
 
 
-def _missing(lines: list[str]) -> Missing:
-    """Whether zero is missing in the numeric splits. LightGBM sets it for all features or for none."""
-    kinds = {
-        number >> _MISSING_SHIFT & 3
-        for line in lines
-        if line.startswith("decision_type=")
-        for number in map(int, line.partition("=")[2].split())
-        if not number & _CATEGORICAL_BIT
-    }
-    if _MISSING_ZERO not in kinds:
-        return "nan"
-    if kinds == {_MISSING_ZERO}:
-        return "zero"
-    raise UnsupportedError("LightGBM models in which zero is missing for some features only are not supported")
+def _fields(lines: list[str], name: str) -> list[list[int]]:
+    """The numbers of every line `name=1 2 3`, one line a tree that has splits."""
+    found = (line.partition("=")[2].split() for line in lines if line.startswith(f"{name}="))
+    return [[int(number) for number in numbers] for numbers in found if numbers]
 
 
 def _check_complete(text: str, origin: str) -> None:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest
+from outrider.compiler.frontends.wellformed import check_checkpoint
 from outrider.compiler.model import Array, Model, forest_model
 from outrider.compiler.trees.read import read_treelite
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
-_MAJOR = 4  # checkpoints begin with the version of Treelite
 _FLOAT32 = 2  # Treelite's number for the type
 
 
@@ -34,18 +34,13 @@ class TreeliteFrontend:
         import treelite
 
         data = path.read_bytes()
-        if data[:4] != _MAJOR.to_bytes(4, "little"):
-            raise BadModelError(f"{path} is not a checkpoint of Treelite {_MAJOR}")
         try:
+            check_checkpoint(data)
             model = treelite.Model.deserialize(path)
-            complete = bytes(model.serialize_bytes()) == data
+        except BadModelError as e:
+            raise BadModelError(f"{path} is not a whole Treelite checkpoint: {e.message}") from e
         except (treelite.TreeliteError, UnicodeDecodeError) as e:
             raise BadModelError(f"{path} is not a readable Treelite checkpoint: {_last_line(e)}") from e
-        if not complete:  # Treelite reads a file that is cut off without a word
-            raise BadModelError(
-                f"{path} is not a whole Treelite checkpoint of this version",
-                hint=f"write it with {treelite.__version__}",
-            )
         return _read(model, options, data)
 
 

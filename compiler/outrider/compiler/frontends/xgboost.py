@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
-from outrider.compiler.frontends.convert import digest, file_digest, through_treelite
+from outrider.compiler.frontends.convert import digest, through_treelite
+from outrider.compiler.frontends.wellformed import check_ubjson
 from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.read import read_treelite
@@ -41,14 +42,17 @@ class XGBoostFrontend:
         """A `.json` or `.ubj` file, read as a Booster."""
         import xgboost
 
-        if path.suffix.lower() == ".json":
-            _check_json(path)
+        data = path.read_bytes()
+        if _is_ubjson(data):
+            _check_ubjson(data, path)
+        else:
+            _check_json(data, path)
         booster = xgboost.Booster()
         try:
-            booster.load_model(path)
+            booster.load_model(bytearray(data))
         except (xgboost.core.XGBoostError, ValueError, UnicodeDecodeError) as e:
             raise BadModelError(f"{path} is not a readable XGBoost model: {_first_line(e)}") from e
-        return _read_booster(booster, options, file_digest(path))
+        return _read_booster(booster, options, digest(data))
 
 
 def _read_booster(booster: xgboost.Booster, options: ReadOptions, sha256: str) -> Model:
@@ -161,10 +165,22 @@ def _check(booster: xgboost.Booster) -> str:
     return str(learner["objective"]["name"])
 
 
-def _check_json(path: Path) -> None:
+def _is_ubjson(data: bytes) -> bool:
+    """In UBJSON a length follows the brace, in JSON a key in quotes."""
+    return data[:1] != b"{" or data[1:].lstrip()[:1] not in (b'"', b"", b"}")
+
+
+def _check_ubjson(data: bytes, path: Path) -> None:
+    try:
+        check_ubjson(data)
+    except BadModelError as e:
+        raise BadModelError(f"{path} is not a whole XGBoost model: {e.message}") from e
+
+
+def _check_json(data: bytes, path: Path) -> None:
     """A clear error for JSON that is cut off, or that is no model at all."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except (ValueError, RecursionError) as e:
         raise BadModelError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(content, dict) or "learner" not in content:

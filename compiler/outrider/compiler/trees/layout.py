@@ -187,8 +187,9 @@ def _breadth_first(tree: Tree) -> tuple[NDArray[np.int64], NDArray[np.int64], in
         placed += len(level)
         levels += 1
         if placed > tree.nodes or level.min() < 0 or level.max() >= tree.nodes:
-            raise BadModelError("a tree of the model is not a tree: a node has two parents, or none")
+            raise BadModelError("a tree of the model is not a tree: its nodes point in a circle or outside")
         order.append(level)
-    if placed != tree.nodes:
-        raise BadModelError("a tree of the model is not a tree: some nodes cannot be reached")
-    return np.concatenate(order), np.concatenate(child), levels
+    nodes = np.concatenate(order)
+    if len(np.unique(nodes)) != tree.nodes:
+        raise BadModelError("a tree of the model is not a tree: a node has two parents, or none")
+    return nodes, np.concatenate(child), levels

@@ -20,7 +20,7 @@
 #include "math.h"
 #include "native_abi.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline, unused))
 #define SENTINEL INT32_MIN
 #define ROUND_UP(size) (((size_t)(size) + 63) & ~(size_t)63)
 #define EXIT_EVERY 4
