@@ -33,7 +33,8 @@ class SlotWorker:
         self._store = device.store
         self._installation = Installation(slot, device, self._interrupted)
         self._deployment = device.store.deployment(slot)
-        self._pending: tuple[Action, ...] = ()
+        self._pending: Action | None = None
+        self._garbage = False
         self._events: deque[updater.Event] = deque()
         self._desired: Desired | None = None  # not taken up yet
         self._wake = threading.Condition()
@@ -51,9 +52,9 @@ class SlotWorker:
         settled_first = False
         try:
             self._apply(event)
-            while self._pending and self._pending[0] in ("activate", "restore"):
+            while self._pending in ("activate", "restore"):
                 settled_first = True
-                self._carry_out(self._pending[0])
+                self._carry_out(self._pending)
             if not settled_first:
                 self._serve_current()
         except StorageError as e:
@@ -124,7 +125,7 @@ class SlotWorker:
                 self._sleep(time.monotonic() + _TROUBLE_S, until_event=False)
 
     def _turn(self) -> None:
-        """One thing: an event, a newer document, a deadline, the action that is due, or a wait."""
+        """One thing: an event, a newer document, a deadline, the action that is due, garbage, or a wait."""
         due = None if self._deployment is None else updater.wake_at(self._deployment)
         if self._events:
             self._apply(self._events[0])
@@ -133,15 +134,18 @@ class SlotWorker:
             self._take_up()
         elif due is not None and time.monotonic() >= due:
             self._apply(updater.Tick(now=time.monotonic(), wall=time.time()))
-        elif self._pending:
-            self._carry_out(self._pending[0])
+        elif self._pending is not None:
+            self._carry_out(self._pending)
+        elif self._garbage:
+            self._garbage = False
+            self._installation.collect()
         else:
             self._sleep(due, until_event=True)
 
     def _apply(self, event: updater.Event) -> None:
         """One step: journal the new record, with the message to the fleet where the state changed."""
         old = self._deployment
-        new, pending = updater.step(old, event)
+        new, actions = updater.step(old, event)
         if new is not None and new != old:
             moved = old is None or (old.key, old.state) != (new.key, new.state)
             self._store.journal(new, self._message(old, new) if moved else None)
@@ -150,16 +154,13 @@ class SlotWorker:
                 said = f" ({new.reason}: {new.detail})" if new.reason else ""
                 log.info("slot %s: %s %s is %s%s", self.slot, new.wanted.name, new.wanted.version, new.state, said)
                 self._device.on_change()
-        self._pending = pending
+        self._garbage = self._garbage or "collect" in actions
+        self._pending = next((action for action in actions if action != "collect"), None)
 
     def _carry_out(self, action: Action) -> None:
         """Do what the record asks for and feed back how it went; an action that was interrupted stays due."""
         deployment = self._deployment
         assert deployment is not None
-        if action == "collect":
-            self._pending = ()
-            self._installation.collect()
-            return
         outcome = self._installation.carry_out(action, deployment)
         now = time.monotonic()
         if isinstance(outcome, Setback):
@@ -212,7 +213,7 @@ class SlotWorker:
             return
         log.critical("slot %s cannot serve its active bundle: %s", self.slot, trouble)
         self._apply(updater.HealthFailed(bundle=current, reason="load", detail=trouble, now=time.monotonic()))
-        if self._pending == ("restore",):
+        if self._pending == "restore":
             self._carry_out("restore")
         elif previous is not None and previous != current and self._installation.load(previous) is None:
             slots.restore(self.slot, previous)

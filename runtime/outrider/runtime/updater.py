@@ -211,7 +211,8 @@ Event = Offered | Withdrawn | Succeeded | Failed | HealthFailed | Tick | Resumed
 def step(deployment: Deployment | None, event: Event) -> tuple[Deployment | None, tuple[Action, ...]]:
     """One step. The caller journals the record (and reports a change of state) before it carries out the actions.
 
-    The actions are all that the record asks for now: they take the place of those of the step before.
+    The actions are all that the record asks for now: they take the place of those of the step before, except
+    `collect`, which waits until there is nothing better to do.
     """
     new = _moved(deployment, event)
     if new is None:

@@ -217,11 +217,17 @@ def probe_in_process(bundle: Path, trust: Path, health: Health, stop: Callable[[
     return probe_here(bundle, trust, max_err=health.max_err, p99_ms=health.p99_ms)
 
 
+@pytest.fixture(scope="session")
+def make_fleet(make_parts: Callable[..., Any], mean_library: bytes) -> Callable[[Path], Fleet]:
+    """A fleet that keeps its bundles in a folder."""
+    return lambda folder: Fleet(folder, make_parts, mean_library)
+
+
 @pytest.fixture
-def fleet(tmp_path: Path, make_parts: Callable[..., Any], mean_library: bytes) -> Fleet:
+def fleet(tmp_path: Path, make_fleet: Callable[[Path], Fleet]) -> Fleet:
     folder = tmp_path / "registry"
     folder.mkdir()
-    return Fleet(folder, make_parts, mean_library)
+    return make_fleet(folder)
 
 
 @pytest.fixture

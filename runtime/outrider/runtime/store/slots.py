@@ -191,6 +191,7 @@ class Slots:
         _remove(trash)
         place.replace(trash)
         fsync_folder(self._bundles)
+        self._checkpoint("collect.renamed")
         _remove(trash)
 
     def _linked(self, slot: str, name: str) -> str | None:
