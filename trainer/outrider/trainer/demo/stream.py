@@ -118,7 +118,7 @@ class Streamer:
     """
 
     BATCH = 300
-    LABEL_DELAY_BATCHES = 3
+    LABEL_DELAY_BATCHES = 5
     LAND_EVERY_BATCHES = 4
 
     def __init__(self, scenario: Scenario, folder: Path, devices: Sequence[DeviceClient], fleet: FleetClient) -> None:
