@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from outrider.runtime.fetch import BlockFile, Source, allocated_bytes, fetch_bun
 from outrider.runtime.offer import check_slot
 from outrider.runtime.prober import Prober
 from outrider.runtime.store import Store
+from outrider.runtime.store.durable import storage_errors
 from outrider.runtime.target import Target
 from outrider.runtime.trust import TrustStore, verify_bundle
 from outrider.runtime.updater import Action, Deployment
@@ -33,15 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What installing needs of the device; see `Installer` for the callbacks.
-
-    `trust_folder` holds the same keys as `trust`, for the probe.
-    """
+    """What installing needs of the device; see `Installer` for the callbacks."""
 
     store: Store
     sources: Sequence[Source]
     trust: TrustStore
-    trust_folder: Path
     boot_id: str
     host: Target
     prober: Prober
@@ -178,7 +176,7 @@ class Installation:
         wanted = deployment.wanted
         self._store.checkpoint("probe.begin")
         path = self._store.slots.bundle_path(wanted.bundle)
-        result = self._device.prober(path, self._device.trust_folder, wanted.health, self._interrupted)
+        result = self._device.prober(path, self._write_trust(), wanted.health, self._interrupted)
         self._store.checkpoint("probe.done")
         if result is None:
             return False
@@ -206,6 +204,15 @@ class Installation:
         if trouble is not None:
             log.critical("slot %s cannot serve the earlier bundle either: %s", self._slot, trouble)
         return True
+
+    def _write_trust(self) -> Path:
+        """The trusted keys as a folder, for the probe's process."""
+        folder = self._store.folder / "probe" / self._slot
+        with storage_errors("write the trusted keys for the probe"):
+            if folder.exists():
+                shutil.rmtree(folder)
+            self._device.trust.save(folder)
+        return folder
 
     def _open_blocks(self, deployment: Deployment) -> BlockFile:
         slots, wanted = self._store.slots, deployment.wanted

@@ -7,7 +7,6 @@ any crash `resume` goes on from the journal.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.errors import StorageError
 from outrider.runtime.fetch import Source
 from outrider.runtime.installation import Device
 from outrider.runtime.messages import Address, Desired, Disk, SlotReport
@@ -22,7 +22,6 @@ from outrider.runtime.offer import Refused, examine
 from outrider.runtime.prober import Prober, probe
 from outrider.runtime.slot_worker import SlotWorker
 from outrider.runtime.store import Store
-from outrider.runtime.store.durable import storage_errors
 from outrider.runtime.target import Target
 from outrider.runtime.trust import TrustStore
 
@@ -74,7 +73,6 @@ class Installer:
             store=store,
             sources=tuple(sources),
             trust=trust,
-            trust_folder=store.folder / "probe-trust",
             boot_id=boot_id,
             host=host,
             prober=prober,
@@ -93,10 +91,11 @@ class Installer:
 
     def resume(self) -> None:
         """Serve what is on disk, and go on with every update from where the last process left it."""
-        clean = self._store.begin_boot()
-        with storage_errors("write the trusted keys for the probe"):
-            shutil.rmtree(self._device.trust_folder, ignore_errors=True)
-            self._device.trust.save(self._device.trust_folder)
+        try:
+            clean = self._store.begin_boot()
+        except StorageError as e:  # a full disk must not keep the device from serving
+            log.error("this start could not be counted: %s", e)
+            clean = True
         desired = self._store.desired()
         known = {*self._store.slots.names(), *self._store.deployments(), *(desired.slots if desired else ())}
         with self._lock:

@@ -109,7 +109,7 @@ def _open(envelope: bytes, trust: TrustStore) -> Desired:
         raise BadMessageError(f"a desired document of {len(payload)} bytes is over the limit of {MAX_DESIRED_BYTES}")
     desired = decode(payload, Desired)
     for slot, wanted in desired.slots.items():
-        if not _NAME.match(slot):
+        if not _NAME.fullmatch(slot):
             raise BadMessageError(f"{slot[:64]!r} is not a slot name")
         if wanted.size <= 0 or wanted.health.soak_s < 0 or wanted.activate.jitter_s < 0:
             raise BadMessageError(f"slot {slot} has a negative size or duration")

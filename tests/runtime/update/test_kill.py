@@ -179,6 +179,14 @@ def test_killed_on_the_way_to_commit(lab: Lab, tmp_path: Path, point: str) -> No
     _check_events(result["events"], "COMMITTED")
 
 
+def test_what_was_fetched_is_not_fetched_again(lab: Lab, tmp_path: Path) -> None:
+    state = lab.device(tmp_path / "state")
+    assert _killed(lab.live(state, "boot-3", kill="fetch.mapped#1")[0])
+    _, result = lab.live(state, "boot-4")
+    assert result["state"] == "COMMITTED"
+    assert not any(point.startswith("fetch.block") for point in result["passed"])
+
+
 @pytest.mark.parametrize("point", ROLL_BACK)
 def test_killed_on_the_way_back(lab: Lab, tmp_path: Path, point: str) -> None:
     state = lab.device(tmp_path / "state")

@@ -48,7 +48,7 @@ class BlockFile:
         try:
             self._reserve()
             with storage_errors("keep the fetch's progress"):
-                self._map_file = os.open(map_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._map_file = self._open_map()
         except BaseException:
             os.close(self._file)
             raise
@@ -148,6 +148,17 @@ class BlockFile:
                 return bytearray(bits)
         self._map.unlink(missing_ok=True)
         return bytearray(width)
+
+    def _open_map(self) -> int:
+        """The bitmap's file, at its full size, so that keeping the progress needs no more space."""
+        handle = os.open(self._map, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(handle, self._bits, 0)
+            os.fdatasync(handle)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
 
     def _reserve(self) -> None:
         """Take the whole size from the file system now, rather than run out of it half-way."""

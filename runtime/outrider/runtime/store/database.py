@@ -35,8 +35,9 @@ CREATE INDEX IF NOT EXISTS outbox_kind ON outbox (kind, id, size);
 class Database:
     """One connection, one writer at a time; every write is one durable transaction.
 
-    A file that is no database is set aside as `device.db.damaged` and a new one begun: the slots on disk
-    go on serving, and the fleet's next desired document restores the rest.
+    The file is held exclusively, so that it can be opened, and read, on a disk that is full. A file that is no
+    database is set aside as `device.db.damaged` and a new one begun: the slots on disk go on serving, and the fleet's
+    next desired document restores the rest.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,9 +46,9 @@ class Database:
         self._lock = threading.RLock()
         try:
             self._connection = self._open()
+        except sqlite3.OperationalError as e:
+            raise _wrapped(e) from e
         except sqlite3.DatabaseError as e:
-            if isinstance(e, sqlite3.OperationalError):
-                raise _wrapped(e) from e
             log.critical("%s is damaged and was set aside: %s", path.name, e)
             self._set_aside()
             self._connection = self._open()
@@ -115,17 +116,18 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA wal_autocheckpoint=256")
-            connection.execute("PRAGMA journal_size_limit=1048576")
+            connection.execute("PRAGMA wal_autocheckpoint=64")
+            connection.execute("PRAGMA journal_size_limit=524288")
             found = int(connection.execute("PRAGMA user_version").fetchone()[0])
             if found > _SCHEMA_VERSION:
                 raise StorageError(
                     f"{self._path.name} was written by a newer release (schema {found})", hint="update Outrider"
                 )
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            if found < _SCHEMA_VERSION:
+                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
         except BaseException:
             connection.close()
             raise

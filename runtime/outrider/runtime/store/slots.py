@@ -39,7 +39,7 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 def check_slot_name(slot: str) -> str:
     """The name, if it can be a folder. Raises BadInputError."""
-    if not _SLOT.match(slot):
+    if not _SLOT.fullmatch(slot):
         raise BadInputError(f"{slot!r} is not a slot name", hint="use letters, digits, '.', '_' and '-'")
     return slot
 
@@ -199,7 +199,7 @@ class Slots:
             sha256 = (self._slots / check_slot_name(slot) / name).readlink().name
         except OSError:
             return None
-        return sha256 if _SHA256.match(sha256) and self.has(sha256) else None
+        return sha256 if _SHA256.fullmatch(sha256) and self.has(sha256) else None
 
 
 def _target(sha256: str) -> str:
