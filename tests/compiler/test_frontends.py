@@ -71,8 +71,8 @@ def test_files_are_read_by_suffix_and_by_content(files, suffix, tmp_path):
 @given(part=st.floats(0, 0.999))
 def test_a_truncated_file_is_a_bad_model(files, suffix, tmp_path, part):
     data = files[suffix].read_bytes()
-    if suffix == "txt":  # what stands behind the trees is of no use to a prediction
-        data = data[: data.index(b"end of trees")]
+    if suffix == "txt":  # what stands behind the parameters is of no use to a prediction
+        data = data[: data.index(b"end of parameters")]
     cut = tmp_path / f"cut.{suffix}"
     cut.write_bytes(data[: int(len(data) * part)])
     with pytest.raises(BadModelError):

@@ -43,7 +43,7 @@ class Given:
 def unfold(given: Given) -> Given:
     """Put a model directory's parts where the caller gave nothing, then check names and baseline.
 
-    Raises UsageError for a name that a bundle cannot have, BadMessageError for a baseline that does not decode.
+    Raises UsageError for a name that a bundle cannot have, BadBundleError for a baseline that does not decode.
     """
     if isinstance(given.source, str | Path):
         path = Path(given.source)

@@ -60,12 +60,12 @@ def forest_model(
     sha256: str,
     probabilities: bool,
     class_labels: Sequence[Label] = (),
-    feature_names: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Model:
     """The model of a forest. `predict` is the source library's own, float32 [n, features] -> [n] or [n, k].
 
     `probabilities`: a matrix output holds class probabilities. `class_labels` give an output `label`; they must be
-    as many as the classes. Raises BadModelError where names or labels do not fit the model.
+    as many as the classes. Raises BadModelError where `names` of features or labels do not fit the model.
     """
 
     def reference_rows(rows: NDArray[np.float32]) -> Array:
@@ -89,7 +89,7 @@ def forest_model(
         inputs=(TensorSpec(name=FEATURES, dtype="float32", shape=(None, forest.features)),),
         outputs=(TensorSpec(name=name, dtype="float32", shape=(None, *shape)), *label_output(class_labels)),
         predict=name,
-        feature_names=_check_names(tuple(feature_names), forest.features),
+        feature_names=_check_names(tuple(names), forest.features),
         class_labels=check_labels(tuple(class_labels), shape[0] if shape else 2),
     )
     return Model(
@@ -119,6 +119,16 @@ def plain_labels(classes: Any) -> tuple[Label, ...]:
                 f"the class label {value!r} is not supported", hint="integers and text are; encode the labels"
             )
     return tuple(labels)
+
+
+def feature_names(given: Sequence[str], own: Sequence[str] | None) -> tuple[str, ...]:
+    """The names that were given with a model, or else its own. Raises BadModelError where they contradict."""
+    if given and own and tuple(given) != tuple(own):
+        differing = next((pair for pair in zip(given, own, strict=False) if pair[0] != pair[1]), (len(given), len(own)))
+        raise BadModelError(
+            f"the feature names given are not the model's own, in its order: {differing[0]!r} is {differing[1]!r} there"
+        )
+    return tuple(given) or tuple(own or ())
 
 
 def label_output(labels: Sequence[Label]) -> tuple[TensorSpec, ...]:

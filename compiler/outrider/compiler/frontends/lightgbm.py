@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest, through_treelite
-from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
+from outrider.compiler.model import Array, Label, Model, feature_names, forest_model, plain_labels
 from outrider.compiler.trees.forest import Forest, Tree
 from outrider.compiler.trees.read import read_treelite
 from outrider.runtime.errors import BadModelError, UnsupportedError
@@ -126,8 +126,14 @@ def _model(
         sha256=sha256,
         probabilities=objective.startswith("multiclass") or kind.endswith("Classifier"),
         class_labels=labels,
-        feature_names=tuple(options.feature_names) or tuple(booster.feature_name()),
+        names=feature_names(options.feature_names, _own_names(booster)),
     )
+
+
+def _own_names(booster: lightgbm.Booster) -> list[str] | None:
+    """The booster's feature names, unless LightGBM made them up."""
+    names: list[str] = booster.feature_name()
+    return None if names == [f"Column_{i}" for i in range(len(names))] else names
 
 
 def _read_forest(booster: lightgbm.Booster, text: str) -> tuple[Forest, str]:
@@ -183,7 +189,10 @@ def _fields(lines: list[str], name: str) -> list[list[int]]:
 
 
 def _check_complete(text: str, origin: str) -> None:
-    """LightGBM reads past the end of cut-off files; `tree_sizes` says how long each tree's text must be."""
+    """LightGBM reads past the end of files that are cut off, and may take the process down with it.
+
+    `tree_sizes` says how long each tree's text must be.
+    """
     if not text.startswith("tree\n"):
         raise BadModelError(f"{origin} is not a LightGBM text model")
     sizes = next((line.partition("=")[2] for line in text.splitlines() if line.startswith("tree_sizes=")), "").split()
@@ -192,3 +201,5 @@ def _check_complete(text: str, origin: str) -> None:
         raise BadModelError(f"{origin} is not a complete LightGBM model: its trees have no end")
     if sum(map(int, sizes)) != (len(text[start:end].encode()) if sizes else 0):
         raise BadModelError(f"{origin} is not a complete LightGBM model: its trees are cut off or were changed")
+    if "\nend of parameters" not in text[end:]:
+        raise BadModelError(f"{origin} is not a complete LightGBM model: its parameters have no end")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from outrider.compiler.frontends import SUPPORTED, ReadOptions
 from outrider.compiler.frontends.convert import digest, through_treelite
-from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
+from outrider.compiler.model import Array, Label, Model, feature_names, forest_model, plain_labels
 from outrider.compiler.trees.forest import CATEGORY, MAX_CATEGORY, CategorySplit, Forest, Tree
 from outrider.compiler.trees.read import read_treelite
 from outrider.runtime.errors import BadModelError, UnsupportedError
@@ -56,7 +56,7 @@ class SklearnFrontend:
             sha256=sha256,
             probabilities=is_classifier(source),
             class_labels=labels,
-            feature_names=tuple(options.feature_names) or tuple(getattr(source, "feature_names_in_", ())),
+            names=feature_names(options.feature_names, _own_names(source)),
         )
 
     def read_file(self, path: Path, options: ReadOptions) -> Model:  # noqa: ARG002
@@ -133,7 +133,7 @@ def _with_known(tree: Tree, known: dict[int, frozenset[int]]) -> Tree:
 
 def _reference(predict: Callable[..., Any], source: Any) -> Callable[[NDArray[np.float32]], Array]:
     """The estimator's own prediction; where it was fitted on a frame, it is given one."""
-    names = getattr(source, "feature_names_in_", None)
+    names = _own_names(source)
 
     def run(rows: NDArray[np.float32]) -> Array:
         if names is None:
@@ -143,6 +143,11 @@ def _reference(predict: Callable[..., Any], source: Any) -> Callable[[NDArray[np
         return np.asarray(predict(pandas.DataFrame(rows, columns=names)))
 
     return run
+
+
+def _own_names(source: Any) -> tuple[str, ...] | None:
+    names = getattr(source, "feature_names_in_", None)
+    return None if names is None else tuple(map(str, names))
 
 
 def _version() -> str:

@@ -68,7 +68,7 @@ def _read(model: Any, options: ReadOptions, data: bytes) -> Model:
         sha256=digest(data),
         probabilities=task == 2,  # multi-class
         class_labels=labels,
-        feature_names=options.feature_names,
+        names=options.feature_names,
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest, through_treelite
 from outrider.compiler.frontends.wellformed import check_ubjson
-from outrider.compiler.model import Array, Label, Model, forest_model, plain_labels
+from outrider.compiler.model import Array, Label, Model, feature_names, forest_model, plain_labels
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.read import read_treelite
 from outrider.runtime.errors import BadModelError, UnsupportedError
@@ -128,7 +128,7 @@ def _model(
         sha256=sha256,
         probabilities=objective.startswith("multi:") or kind.endswith("Classifier"),
         class_labels=labels,
-        feature_names=tuple(options.feature_names) or tuple(booster.feature_names or ()),
+        names=feature_names(options.feature_names, booster.feature_names),
     )
 
 
