@@ -22,7 +22,7 @@ from outrider.fleet.db import (
     ReleaseRow,
     RolloutRow,
 )
-from outrider.fleet.manager.apply import apply_event, apply_reported
+from outrider.fleet.manager.apply import Known, apply_event, apply_reported
 from outrider.fleet.manager.identity import PresenceBook
 from outrider.fleet.manager.ingest import Ingest
 from outrider.fleet.manager.link import Incoming
@@ -96,6 +96,17 @@ def step(seq: int, state: State, *, attempt: int = 1, boot: str = "b", job: str 
     )
 
 
+def take(database: Database, device: str, *messages: Event | Reported) -> None:
+    """Apply messages in one transaction."""
+    with database.session() as session, session.no_autoflush:
+        known = Known(session, [(device, message) for message in messages])
+        for message in messages:
+            if isinstance(message, Event):
+                apply_event(known, known.devices[device], message, now=5.0)
+            else:
+                apply_reported(known, known.devices[device], message, now=5.0)
+
+
 def state_of(database: Database, device: str) -> str:
     with database.read() as session:
         return session.scalars(select(DeploymentRow.state).filter_by(device=device)).one()
@@ -111,10 +122,9 @@ def test_duplicates_and_reordering_end_in_the_same_state(shared: Database, verdi
     for i in range(len(received)):  # neighbours swap places, 20 % of the time
         if rng.random() < 0.2 and i:
             received[i - 1], received[i] = received[i], received[i - 1]
-    with shared.session() as session:
-        row = session.get_one(DeviceRow, device)
-        for event in received:
-            apply_event(session, row, event, now=5.0)
+    half = rng.randrange(len(received))
+    for batch in (received[:half], received[half:]):
+        take(shared, device, *batch)
     assert state_of(shared, device) == verdict
     with shared.read() as session:
         assert len(session.scalars(select(EventRow.id).filter_by(device=device)).all()) == len(sent)
@@ -124,11 +134,8 @@ def test_duplicates_and_reordering_end_in_the_same_state(shared: Database, verdi
 
 def test_events_of_another_attempt_or_rollout_move_nothing(shared: Database) -> None:
     device = new_device(shared, attempt=2)
-    with shared.session() as session:
-        row = session.get_one(DeviceRow, device)
-        apply_event(session, row, step(1, "COMMITTED", attempt=1), now=5.0)
-        for seq, job in enumerate(("", "x", "2", "9" * 30, "²"), start=2):
-            apply_event(session, row, step(seq, "COMMITTED", attempt=2, job=job), now=5.0)
+    others = [step(seq, "COMMITTED", attempt=2, job=job) for seq, job in enumerate(("", "x", "2", "9" * 30, "²"), 2)]
+    take(shared, device, step(1, "COMMITTED", attempt=1), *others)
     assert state_of(shared, device) == "PENDING"
 
 
@@ -149,21 +156,16 @@ def reported(seq: int, state: State, *, boot: str = "b", revision: int = 1) -> R
 
 def test_reported_state_makes_up_for_lost_events_and_old_ones_change_nothing(shared: Database) -> None:
     device = new_device(shared)
-    with shared.session() as session:
-        row = session.get_one(DeviceRow, device)
-        apply_reported(session, row, reported(5, "COMMITTED", revision=3), now=5.0)
-        apply_reported(session, row, reported(4, "FETCHING", revision=2), now=6.0)
-        apply_event(session, row, step(3, "SOAKING"), now=7.0)
+    take(shared, device, reported(5, "COMMITTED", revision=3), reported(4, "FETCHING", revision=2), step(3, "SOAKING"))
     assert state_of(shared, device) == "COMMITTED"
     with shared.read() as session:
         row = session.get_one(DeviceRow, device)
         assert (row.revision_reported, row.active_bundle) == (3, BUNDLE)
     with shared.session() as session:
-        row = session.get_one(DeviceRow, device)
         session.add(DeviceBootRow(device=device, boot_id="old", first_seen=0.0, superseded=True))
-        session.flush()
-        apply_reported(session, row, reported(9, "FAILED", boot="old", revision=9), now=8.0)
-        assert row.revision_reported == 3
+    take(shared, device, reported(9, "FAILED", boot="old", revision=9))
+    with shared.read() as session:
+        assert session.get_one(DeviceRow, device).revision_reported == 3
 
 
 # Presence -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from outrider.fleet.db import (
 )
 from outrider.fleet.drift import MonitorState
 from outrider.fleet.manager import drift as drift_module
+from outrider.fleet.manager.apply import Known, apply_predictions
 from outrider.fleet.manager.catalogue import Catalogue
 from outrider.fleet.manager.drift import FIRST_DEVICES, DriftEvaluator, streams_of
 from outrider.fleet.manager.retrain import champion_of, step_triggers
@@ -254,8 +255,6 @@ def test_each_label_counts_once_for_every_trigger(world: World) -> None:
 
 
 def test_labels_and_predictions_join_in_whatever_order(world: World) -> None:
-    from outrider.fleet.manager.apply import apply_predictions
-
     bundle = world.release("1")
     world.trigger(floor=0.9, min_labels=1)
     batch = Predictions(
@@ -268,13 +267,13 @@ def test_labels_and_predictions_join_in_whatever_order(world: World) -> None:
     )
     labels: dict[str, int | float | str] = {f"x{i}": 0 for i in range(60)}
     early = dict(list(labels.items())[:30])
+    unknown = msgspec.structs.replace(batch, bundle="e" * 64)
     with world.database.session() as session:
+        known = Known(session, [("a", batch), ("a", unknown)])
         store_labels(session, early, now=1.0)
-        apply_predictions(session, session.get_one(DeviceRow, "a"), batch, now=2.0)
-        apply_predictions(session, session.get_one(DeviceRow, "a"), batch, now=2.0)
+        for message in (batch, batch, unknown):
+            apply_predictions(known, known.devices["a"], message, now=2.0)
         store_labels(session, labels, now=3.0)
-        unknown = msgspec.structs.replace(batch, bundle="e" * 64)
-        apply_predictions(session, session.get_one(DeviceRow, "a"), unknown, now=2.0)
     [job] = world.judge()
     assert job.reason["labels"] == 60
 

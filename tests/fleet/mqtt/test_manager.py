@@ -267,3 +267,20 @@ def test_a_forged_topic_is_refused(fleet: Any, wait: Wait) -> None:
     before = len(thief.refused)
     fleet.broker.remove_device("acme/thief")
     wait(lambda: len(thief.refused) > before, what="kicked and refused")
+
+
+def test_devices_that_do_not_come_back_after_the_broker_was_lost_are_offline(
+    fleet: Any, wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is killed takes the wills of its clients with it."""
+    monkeypatch.setattr("outrider.fleet.manager.manager.RETURN_S", 3.0)
+    stays, dies = fleet.enrol("stays").start(), fleet.enrol("dies").start()
+    wait(lambda: fleet.device("stays").online and fleet.device("dies").online)
+    os.kill(fleet.broker.pid, signal.SIGKILL)
+    dies.stop()
+    wait(lambda: not fleet.device("dies").online, what="offline")
+    assert fleet.device("stays").online
+    assert stays.session
+    with fleet.database.read() as session:
+        losses = session.scalars(select(AuditRow).filter_by(action="broker.lost")).all()
+    assert losses

@@ -1,12 +1,13 @@
 """What each message from a device changes in the database. Every function may be given the same message again.
 
 Events, windows and predictions are known by (device, boot_id, seq) or by the prediction's id; reported state replaces
-older reported state.
+older reported state. What a batch of messages concerns is read at once (`Known`), not message by message.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -27,9 +28,29 @@ MAX_ROLLOUT_ID = 2**31 - 1
 _AUDITED = {"COMMITTED": "deployment.commit", "ROLLED_BACK": "deployment.roll-back"}
 
 
-def apply_reported(session: Session, device: DeviceRow, reported: Reported, *, now: float) -> None:
+class Known:
+    """The rows that a batch of messages concerns. It lives as long as the transaction."""
+
+    def __init__(self, session: Session, items: Sequence[tuple[str, msgspec.Struct]]) -> None:
+        """`items` are (device id, message)."""
+        self.session = session
+        names = list({device for device, _ in items})
+        self.devices = {row.id: row for row in session.scalars(select(DeviceRow).where(DeviceRow.id.in_(names)))}
+        jobs = {job for _, message in items for job in _jobs(message)}
+        found = select(DeploymentRow).where(DeploymentRow.device.in_(names), DeploymentRow.rollout.in_(jobs))
+        self.deployments = {(row.device, row.rollout): row for row in session.scalars(found)} if jobs else {}
+        self.events = _numbers(session, EventRow, [(d, m.seq) for d, m in items if isinstance(m, Event)])
+        self.windows = _numbers(session, WindowRow, [(d, m.seq) for d, m in items if isinstance(m, Stat)])
+
+    def deployment(self, device: str, job: str) -> DeploymentRow | None:
+        """The deployment that a device's job string names."""
+        rollout = _rollout(job)
+        return None if rollout is None else self.deployments.get((device, rollout))
+
+
+def apply_reported(known: Known, device: DeviceRow, reported: Reported, *, now: float) -> None:
     """Keep the device's whole state, and let it move deployments on whose events were lost."""
-    boot = session.get(DeviceBootRow, (device.id, reported.boot_id))
+    boot = known.session.get(DeviceBootRow, (device.id, reported.boot_id))
     if boot is not None and boot.superseded:
         return
     before = device.reported
@@ -41,17 +62,18 @@ def apply_reported(session: Session, device: DeviceRow, reported: Reported, *, n
     device.active_bundle = main.active.sha256 if main is not None and main.active is not None else None
     for slot in reported.slots.values():
         if slot.state is not None and slot.job is not None and slot.attempt is not None:
-            deployment = _deployment(session, device.id, slot.job)
+            deployment = known.deployment(device.id, slot.job)
             if deployment is not None and deployment.attempt == slot.attempt:
-                _advance(session, deployment, slot.state, reason="", detail="as reported", now=now)
+                _advance(known.session, deployment, slot.state, reason="", detail="as reported", now=now)
 
 
-def apply_event(session: Session, device: DeviceRow, event: Event, *, now: float) -> None:
+def apply_event(known: Known, device: DeviceRow, event: Event, *, now: float) -> None:
     """Record one step of an update, and move its deployment on."""
-    known = select(EventRow.id).filter_by(device=device.id, boot_id=event.boot_id, seq=event.seq)
-    if session.scalars(known).first() is not None:
+    key = (device.id, event.boot_id, event.seq)
+    if key in known.events:
         return
-    session.add(
+    known.events.add(key)
+    known.session.add(
         EventRow(
             device=device.id,
             boot_id=event.boot_id,
@@ -66,21 +88,22 @@ def apply_event(session: Session, device: DeviceRow, event: Event, *, now: float
             reason=event.reason,
         )
     )
-    deployment = _deployment(session, device.id, event.job)
+    deployment = known.deployment(device.id, event.job)
     if deployment is None or (deployment.attempt, deployment.bundle) != (event.attempt, event.bundle):
         return
-    _advance(session, deployment, event.to_state, reason=event.reason, detail=event.detail, now=now)
+    _advance(known.session, deployment, event.to_state, reason=event.reason, detail=event.detail, now=now)
 
 
-def apply_stat(session: Session, device: DeviceRow, stat: Stat, *, now: float) -> None:
+def apply_stat(known: Known, device: DeviceRow, stat: Stat, *, now: float) -> None:
     """Keep one window of counts for the drift tests."""
-    if len(stat.window) > MAX_WINDOW_BYTES or not _is_published(session, stat.bundle):
+    if len(stat.window) > MAX_WINDOW_BYTES or not _is_published(known.session, stat.bundle):
         log.warning("dropped a window of %s: too large, or of an unknown bundle", device.id)
         return
-    known = select(WindowRow.id).filter_by(device=device.id, boot_id=stat.boot_id, seq=stat.seq)
-    if session.scalars(known).first() is not None:
+    key = (device.id, stat.boot_id, stat.seq)
+    if key in known.windows:
         return
-    session.add(
+    known.windows.add(key)
+    known.session.add(
         WindowRow(
             device=device.id,
             bundle=stat.bundle,
@@ -95,12 +118,12 @@ def apply_stat(session: Session, device: DeviceRow, stat: Stat, *, now: float) -
     )
 
 
-def apply_predictions(session: Session, device: DeviceRow, batch: Predictions, *, now: float) -> None:
+def apply_predictions(known: Known, device: DeviceRow, batch: Predictions, *, now: float) -> None:
     """Keep predictions, joined with the labels that came first."""
-    if not _is_published(session, batch.bundle):
+    if not _is_published(known.session, batch.bundle):
         log.warning("dropped predictions of %s by an unknown bundle", device.id)
         return
-    store_predictions(session, device.id, batch, now=now)
+    store_predictions(known.session, device.id, batch, now=now)
 
 
 def _advance(session: Session, deployment: DeploymentRow, state: str, *, reason: str, detail: str, now: float) -> None:
@@ -125,10 +148,35 @@ def _advance(session: Session, deployment: DeploymentRow, state: str, *, reason:
         )
 
 
-def _deployment(session: Session, device: str, job: str) -> DeploymentRow | None:
+def _jobs(message: msgspec.Struct) -> list[int]:
+    """The rollouts that a message speaks of."""
+    if isinstance(message, Event):
+        named: list[str | None] = [message.job]
+    elif isinstance(message, Reported):
+        named = [slot.job for slot in message.slots.values()]
+    else:
+        return []
+    return [rollout for job in named if job is not None and (rollout := _rollout(job)) is not None]
+
+
+def _rollout(job: str) -> int | None:
     if not job.isdecimal() or not job.isascii() or int(job) > MAX_ROLLOUT_ID:
         return None
-    return session.scalars(select(DeploymentRow).filter_by(rollout=int(job), device=device)).first()
+    return int(job)
+
+
+def _numbers(
+    session: Session, table: type[EventRow | WindowRow], wanted: list[tuple[str, int]]
+) -> set[tuple[str, str, int]]:
+    """Which (device, boot_id, seq) of these devices and numbers are stored."""
+    if not wanted:
+        return set()
+    rows = session.execute(
+        select(table.device, table.boot_id, table.seq).where(
+            table.device.in_({device for device, _ in wanted}), table.seq.in_({seq for _, seq in wanted})
+        )
+    )
+    return {(device, boot_id, seq) for device, boot_id, seq in rows}
 
 
 def _is_published(session: Session, bundle: str) -> bool:

@@ -33,6 +33,8 @@ _WITHDRAWN = "SUPERSEDED"
 # The reason of a REJECTED deployment whose document cannot be made.
 _UNSENDABLE = "document"
 
+Deployed = tuple[DeploymentRow, RolloutRow]
+
 
 class Deployer:
     """One step of all rollouts at a time. Belongs to one thread."""
@@ -49,8 +51,10 @@ class Deployer:
             self._move(session, rollout, newer, online_since, now)
         session.flush()
         stale = self._stale(session, now)
-        for device in stale:
-            self._make_document(session, device, now)
+        with session.no_autoflush:
+            deployments = _deployments_of(session, stale)
+            for device in stale:
+                self._make_document(session, device, deployments.get(device.id, ()), now)
         return len(stale) == DOCUMENTS_A_STEP
 
     # Rollouts ---------------------------------------------------------------------------------------------------
@@ -76,9 +80,9 @@ class Deployer:
         )
         decisions = decide(rollout, members, [item for item, _bundle in placed.values()], now)
         for ended in decisions.end:
-            _end(session, row, ended, now)
+            _end(session, row, placed, ended, now)
         for given in decisions.give:
-            _give(session, row, given, now)
+            _give(session, row, placed, given, now)
         _enter(session, row, decisions, now)
 
     def _members(
@@ -140,9 +144,9 @@ class Deployer:
         old = DesiredRow.created < now - self._settings.desired_ttl_s / 2
         return session.scalars(select(DeviceRow).join(DesiredRow, newest).where(old).limit(DOCUMENTS_A_STEP)).all()
 
-    def _make_document(self, session: Session, device: DeviceRow, now: float) -> None:
+    def _make_document(self, session: Session, device: DeviceRow, deployments: Sequence[Deployed], now: float) -> None:
         """Sign and store the next revision for a device."""
-        wanted = _wanted(session, device)
+        wanted = _wanted(device, deployments)
         slots = {} if wanted is None else {MAIN_SLOT: self._assignment(session, *wanted)}
         rev = device.revision_desired + 1
         urls = {
@@ -172,8 +176,9 @@ class Deployer:
         device.revision_desired = rev
         if wanted is not None:
             wanted[0].rev = rev
-        for waiting in session.scalars(select(DeploymentRow).filter_by(device=device.id, rev=None)):
-            waiting.rev = rev
+        for deployment, _rollout in deployments:
+            if deployment.rev is None:
+                deployment.rev = rev
 
     def _assignment(self, session: Session, deployment: DeploymentRow, rollout: RolloutRow) -> Assignment:
         entry = self._catalogue.entry(session, deployment.bundle)
@@ -217,21 +222,28 @@ def _current(session: Session) -> list[tuple[RolloutRow, int | None]]:
     return found
 
 
-def _wanted(session: Session, device: DeviceRow) -> tuple[DeploymentRow, RolloutRow] | None:
+def _deployments_of(session: Session, devices: Sequence[DeviceRow]) -> dict[str, list[Deployed]]:
+    """All deployments of these devices with their rollouts."""
+    found: dict[str, list[Deployed]] = {}
+    query = select(DeploymentRow, RolloutRow).join(RolloutRow, RolloutRow.id == DeploymentRow.rollout)
+    for deployment, rollout in session.execute(
+        query.where(DeploymentRow.device.in_([device.id for device in devices]))
+    ):
+        found.setdefault(deployment.device, []).append((deployment, rollout))
+    return found
+
+
+def _wanted(device: DeviceRow, deployments: Sequence[Deployed]) -> Deployed | None:
     """What a device shall run: the newest deployment that was neither withdrawn nor aborted, of its own group first."""
-    rows = session.execute(
-        select(DeploymentRow, RolloutRow)
-        .join(RolloutRow, RolloutRow.id == DeploymentRow.rollout)
-        .where(
-            DeploymentRow.device == device.id,
-            DeploymentRow.state != _WITHDRAWN,
-            DeploymentRow.bundle != "",
-            RolloutRow.state != "ABORTED",
-        )
-    ).all()
-    sendable = [row for row in rows if row[0].reason != _UNSENDABLE]
-    best = max(sendable, key=lambda row: (row[1].group == device.group, row[1].id), default=None)
-    return None if best is None else (best[0], best[1])
+    standing = [
+        (deployment, rollout)
+        for deployment, rollout in deployments
+        if deployment.bundle
+        and deployment.state != _WITHDRAWN
+        and deployment.reason != _UNSENDABLE
+        and rollout.state != "ABORTED"
+    ]
+    return max(standing, key=lambda pair: (pair[1].group == device.group, pair[1].id), default=None)
 
 
 def _placed(session: Session, rollout: int) -> dict[str, tuple[Placed, str]]:
@@ -254,22 +266,26 @@ def _placed(session: Session, rollout: int) -> dict[str, tuple[Placed, str]]:
     }
 
 
-def _deployment(session: Session, rollout: RolloutRow, device: str, now: float) -> DeploymentRow:
-    row = session.scalars(select(DeploymentRow).filter_by(rollout=rollout.id, device=device)).first()
-    if row is None:
+def _deployment(
+    session: Session, rollout: RolloutRow, placed: Mapping[str, object], device: str, now: float
+) -> DeploymentRow:
+    """A device's deployment to change, a new one where it is not `placed`."""
+    if device in placed:
+        row = session.scalars(select(DeploymentRow).filter_by(rollout=rollout.id, device=device)).one()
+    else:
         row = DeploymentRow(rollout=rollout.id, device=device, bundle="", wave=-1, attempt=1, state="", created=now)
         session.add(row)
     row.updated = now
     return row
 
 
-def _end(session: Session, rollout: RolloutRow, ended: Ended, now: float) -> None:
-    row = _deployment(session, rollout, ended.device, now)
+def _end(session: Session, rollout: RolloutRow, placed: Mapping[str, object], ended: Ended, now: float) -> None:
+    row = _deployment(session, rollout, placed, ended.device, now)
     row.state, row.reason, row.detail = ended.state, ended.reason, ended.detail or None
 
 
-def _give(session: Session, rollout: RolloutRow, given: Given, now: float) -> None:
-    row = _deployment(session, rollout, given.device, now)
+def _give(session: Session, rollout: RolloutRow, placed: Mapping[str, object], given: Given, now: float) -> None:
+    row = _deployment(session, rollout, placed, given.device, now)
     row.bundle, row.wave, row.attempt = given.bundle, given.wave, given.attempt
     row.state, row.rev, row.reason, row.detail = PENDING, None, None, None
 

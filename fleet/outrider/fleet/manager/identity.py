@@ -42,6 +42,7 @@ class PresenceBook:
         if boot is None:
             self._supersede(session, device)
             session.add(DeviceBootRow(device=device.id, boot_id=presence.boot_id, first_seen=now))
+            session.flush()  # so that the next message of this batch finds it
         elif boot.superseded:
             if repeated or again or not self._came_back(session, device, presence):
                 return

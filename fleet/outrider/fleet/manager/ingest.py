@@ -9,15 +9,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy.orm import Session
 
 from outrider.fleet.db import Database, DeviceRow
-from outrider.fleet.manager.apply import apply_event, apply_predictions, apply_reported, apply_stat
+from outrider.fleet.manager.apply import Known, apply_event, apply_predictions, apply_reported, apply_stat
 from outrider.fleet.manager.identity import PresenceBook
 from outrider.fleet.manager.link import Incoming
 from outrider.runtime.errors import BadMessageError, Fault
@@ -163,17 +162,18 @@ class Ingest:
         except Exception:
             log.exception("dropped a %s of %s", type(item.record).__name__, item.address.device)
 
-    def _store(self, items: Iterable[Parsed]) -> None:
+    def _store(self, items: Sequence[Parsed]) -> None:
         now = self._now()
         presence: dict[str, bool] = {}
-        with self._database.session() as session:
+        with self._database.session() as session, session.no_autoflush:
+            known = Known(session, [(item.address.device, item.record) for item in items])
             for item in items:
-                device = session.get(DeviceRow, item.address.device)
+                device = known.devices.get(item.address.device)
                 if device is None or device.tenant != item.address.tenant:
                     log.warning("ignored a message of the unknown device %s", item.address.device)
                     continue
                 device.last_seen = now
-                self._apply(session, device, item, now)
+                self._apply(known, device, item, now)
                 presence[device.id] = device.online
         for identifier, online in presence.items():
             if online:
@@ -181,17 +181,17 @@ class Ingest:
             else:
                 self.online_since.pop(identifier, None)
 
-    def _apply(self, session: Session, device: DeviceRow, item: Parsed, now: float) -> None:
+    def _apply(self, known: Known, device: DeviceRow, item: Parsed, now: float) -> None:
         record: Any = item.record
         if isinstance(record, Presence):
-            self._presence.apply(session, device, record, again=item.again, now=now)
+            self._presence.apply(known.session, device, record, again=item.again, now=now)
         elif isinstance(record, Reported):
-            apply_reported(session, device, record, now=now)
+            apply_reported(known, device, record, now=now)
         elif isinstance(record, Event):
-            apply_event(session, device, record, now=now)
+            apply_event(known, device, record, now=now)
         elif isinstance(record, Stat):
-            apply_stat(session, device, record, now=now)
+            apply_stat(known, device, record, now=now)
         elif isinstance(record, Predictions):
-            apply_predictions(session, device, record, now=now)
+            apply_predictions(known, device, record, now=now)
         elif isinstance(record, Reply):
             log.info("%s replied to command %s", device.id, record.id[:64], extra={"ok": record.ok})

@@ -32,7 +32,8 @@ from outrider.runtime.trust import PrivateKey
 
 log = logging.getLogger(__name__)
 
-# A tick is not followed by another sooner than this, so that a flood of messages does not become a flood of ticks.
+# A tick is not followed by another sooner than this, nor than it took itself, so that a flood of messages does not
+# become a flood of ticks.
 SHORTEST_TICK_S = 0.05
 # How long devices have to come back after a broker that lost their connections; their own backoff ends at 120 s.
 RETURN_S = 150.0
@@ -62,13 +63,14 @@ class Manager:
         self._up = threading.Event()
         self._snapshot_until: float | None = None
         self._wake = threading.Event()
+        self._changed = threading.Event()
         self._stopping = threading.Event()
         catalogue = Catalogue()
         self._link = ManagerLink(broker, on_message=self._receive, on_up=self._connected)
         self._blocks = BlockServer(db, settings.bundles_dir, self._link)
         self._ingest = Ingest(db, ack=self._link.ack, on_block=self._blocks.request, on_change=self.wake, now=now)
         # The key that devices pin names the fleet: a broker with another fleet's state is told apart.
-        self._publisher = Publisher(self._link, signer.public.keyid.encode(), on_room=self.wake)
+        self._publisher = Publisher(self._link, signer.public.keyid.encode(), on_room=self._wake.set)
         self._deployer = Deployer(signer, settings, catalogue)
         self._drift = DriftEvaluator(db, settings, catalogue)
         self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
@@ -102,6 +104,7 @@ class Manager:
 
     def wake(self) -> None:
         """Look at everything now, not at the next tick. From any thread."""
+        self._changed.set()
         self._wake.set()
 
     # From paho's thread ---------------------------------------------------------------------------------------------
@@ -123,27 +126,32 @@ class Manager:
     # The tick -------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        more = False
+        look_at = time.monotonic()
         while not self._stopping.is_set():
-            self._wake.wait(SHORTEST_TICK_S if more else self._settings.tick_s)
+            self._wake.wait(max(0.0, look_at - time.monotonic()))
             self._wake.clear()
-            if self._stopping.is_set():
-                return
-            more = self._tick()
-            self._stopping.wait(SHORTEST_TICK_S)
+            began = time.monotonic()
+            if self._changed.is_set() or began >= look_at:
+                self._changed.clear()
+                more = self._tick(self._watch_broker, self._step_rollouts, self._publish, self._step_drift, self._judge)
+                look_at = time.monotonic() + (SHORTEST_TICK_S if more else self._settings.tick_s)
+            else:  # the broker has taken what was published, and there may be more of it
+                self._tick(self._publish)
+            self._stopping.wait(max(SHORTEST_TICK_S, time.monotonic() - began))
 
-    def _tick(self) -> bool:
-        """One look at everything. Each part stands alone: trouble in one does not keep the others from running."""
+    def _tick(self, *parts: Callable[[], bool]) -> bool:
+        """One look. Each part stands alone: trouble in one does not keep the others from running."""
         more = False
-        for part in (self._watch_broker, self._step_rollouts, self._publish, self._step_drift, self._step_triggers):
+        for part in parts:
             if self._stopping.is_set():
                 return False
+            name = part.__name__.strip("_").replace("_", " ")
             try:
                 more = part() or more
             except OutriderError as e:
-                log.error("%s failed, it is tried again: %s", part.__name__.strip("_"), e)
+                log.error("could not %s, it is tried again: %s", name, e)
             except Exception:
-                log.exception("%s failed, it is tried again", part.__name__.strip("_"))
+                log.exception("could not %s, it is tried again", name)
         return more
 
     def _watch_broker(self) -> bool:
@@ -200,6 +208,6 @@ class Manager:
     def _step_drift(self) -> bool:
         return self._drift.step(now=self._now())
 
-    def _step_triggers(self) -> bool:
+    def _judge(self) -> bool:
         with self._database.session() as session:
             return step_triggers(session, now=self._now())

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from outrider.fleet.db import DesiredRow, DeviceRow
@@ -22,7 +22,7 @@ from outrider.runtime.messages import EPOCH_TOPIC, Address
 log = logging.getLogger(__name__)
 
 DOCUMENTS_PER_S = 2000
-OUTSTANDING = 200
+OUTSTANDING = 500
 CLEARED = 0
 # The sentinel's retained copy comes right after the subscription; longer than this and it is taken for missing.
 SENTINEL_S = 1.5
@@ -119,8 +119,10 @@ class Publisher:
                 due.append((Address(tenant=tenant, device=device), wanted))
         room = self._room()
         try:
-            for address, revision in due[:room]:
-                self._publish(session, address, revision)
+            now_due = due[:room]
+            documents = _documents(session, now_due)
+            for address, revision in now_due:
+                self._publish(address, revision, documents.get((address.device, revision), b""))
             if not due and not self._open and self._mark == "due":
                 self._mark = "sent"
                 self._channel.publish(EPOCH_TOPIC, self._epoch, retain=True, done=self._marked)
@@ -129,12 +131,8 @@ class Publisher:
             return False
         return len(due) > room
 
-    def _publish(self, session: Session, address: Address, revision: int) -> None:
-        payload = b""
-        if revision != CLEARED:
-            row = session.get(DesiredRow, (address.device, revision))
-            assert row is not None  # revision_desired is only raised together with its document
-            payload = row.envelope.encode()
+    def _publish(self, address: Address, revision: int, payload: bytes) -> None:
+        assert bool(payload) == (revision != CLEARED)  # revision_desired is only raised together with its document
         device = address.device
         # Revisions only rise, except that a document may be cleared and published again as it was.
         assert revision == CLEARED or revision >= self._sent.get(device, 0)
@@ -166,3 +164,13 @@ class Publisher:
         self._tokens = min(OUTSTANDING, self._tokens + (now - self._refilled) * DOCUMENTS_PER_S)
         self._refilled = now
         return max(0, min(int(self._tokens), OUTSTANDING - len(self._open)))
+
+
+def _documents(session: Session, wanted: Sequence[tuple[Address, int]]) -> dict[tuple[str, int], bytes]:
+    """The envelopes of these devices' newest documents, by device and revision."""
+    newest = select(DesiredRow.device, DesiredRow.rev, DesiredRow.envelope).join(
+        DeviceRow, and_(DeviceRow.id == DesiredRow.device, DeviceRow.revision_desired == DesiredRow.rev)
+    )
+    names = [address.device for address, revision in wanted if revision != CLEARED]
+    rows = session.execute(newest.where(DesiredRow.device.in_(names)))
+    return {(device, rev): envelope.encode() for device, rev, envelope in rows}
