@@ -191,6 +191,10 @@ def test_goals(table, booster, tmp_path):
     assert not (tmp_path / "y.orb").exists()
     with pytest.raises(UsageError, match="cannot be measured for armv7"):
         compile_model(booster, target="armv7", out=tmp_path / "y.orb", goals=["p99<=1s"], **NAMED)
+    data["label"] = np.where(target > 0, "yes", "no")
+    with pytest.raises(BadDataError, match="'no' is no class of the model"):
+        compile_model(booster, out=tmp_path / "y.orb", calibration=data, **NAMED)
+    data["label"] = target
     regressor = xgboost.train({}, xgboost.DMatrix(rows, label=target), 2)
     with pytest.raises(UsageError, match="needs a classifier"):
         compile_model(regressor, out=tmp_path / "y.orb", calibration=data, goals=["accuracy>=0.1"], **NAMED)
@@ -251,7 +255,7 @@ def test_a_model_directory_brings_everything(tmp_path):
         tmp_path / "model",
         card,
         model=bytes(booster.save_raw("ubj")),
-        calibration={"features": rows, "label": np.array(["ok", "fraud"])[target]},
+        calibration={"features": rows, "label": target},
         raw={"amt": amt},
         baseline=None,
         provenance=b'{"data": "x"}',

@@ -4,7 +4,8 @@
 model.toml         what the model is, and the run that made it
 model.ubj          the model itself, under the name that model.toml gives
 features.json      the feature plan, where the device takes raw columns
-calibration.npz    real rows as the model takes them (`features`, float32 [n, f]); `label` [n] where known
+calibration.npz    real rows as the model takes them (`features`, float32 [n, f]); `label` [n] where known,
+                   as class labels or as their places
 raw.npz            the same rows as raw columns
 baseline.msgpack   the distribution of the training data
 provenance.json    where everything came from

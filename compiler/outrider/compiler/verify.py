@@ -12,7 +12,7 @@ from outrider.compiler.model import Array, Model, OnnxGraph
 from outrider.compiler.samples import Samples
 from outrider.runtime.bundle import Parity, Signature
 from outrider.runtime.engines.base import Engine
-from outrider.runtime.errors import ParityError
+from outrider.runtime.errors import BadDataError, ParityError
 
 ATOL, RTOL = 1e-6, 1e-5
 MAX_ROWS = 4096
@@ -33,7 +33,7 @@ def source_truth(model: Model, samples: Samples) -> Truth:
     """Run the source library on the samples; of more than MAX_ROWS, on as many spread evenly."""
     picked = spread(samples.rows, MAX_ROWS)
     inputs = {name: np.ascontiguousarray(array[picked]) for name, array in samples.inputs.items()}
-    labels = None if samples.labels is None else label_texts(samples.labels[picked])
+    labels = None if samples.labels is None else true_labels(samples.labels[picked], model.signature)
     return Truth(inputs=inputs, outputs=model.reference(inputs), rows=len(picked), labels=labels)
 
 
@@ -104,6 +104,24 @@ def label_texts(labels: Array) -> Array:
     if labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels)):
         labels = labels.astype(np.int64)
     return np.asarray(labels.astype(np.int64) if labels.dtype.kind == "b" else labels).astype(str)
+
+
+def true_labels(labels: Array, signature: Signature) -> Array:
+    """True labels as the text of class labels. Where class labels are text, numbers stand for their places.
+
+    Raises BadDataError for a label that the model does not know.
+    """
+    texts = label_texts(labels)
+    names = [str(label) for label in signature.class_labels]
+    unknown = sorted(set(texts.tolist()) - set(names))
+    if not names or not unknown:
+        return texts
+    places = {str(place): name for place, name in enumerate(names)}
+    if set(texts.tolist()) <= set(places) and all(isinstance(label, str) for label in signature.class_labels):
+        return np.array([places[text] for text in texts.tolist()])
+    raise BadDataError(
+        f"the calibration's label {unknown[0]!r} is no class of the model", hint=f"its classes: {', '.join(names)}"
+    )
 
 
 def labels_of(outputs: Mapping[str, Array], signature: Signature) -> Array | None:

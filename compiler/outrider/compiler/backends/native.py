@@ -10,7 +10,7 @@ from outrider.compiler.backends import Built, Candidate, artifact_entry
 from outrider.compiler.model import Model
 from outrider.compiler.trees.emit import KernelOptions, block_rows, emit
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.layout import lay_out
+from outrider.compiler.trees.layout import Tables, lay_out
 from outrider.runtime.target import Requirements, Target
 from outrider.targets.toolchain import build_shared
 
@@ -20,6 +20,9 @@ _LANES_NARROW = (4, 8)  # few registers: 32-bit ARM has 14 to use
 
 class NativeBackend:
     """Kernel K2 with several numbers of interleaved walks; which is fastest depends on registers and caches."""
+
+    def __init__(self) -> None:
+        self._laid_out: tuple[Forest, Tables] | None = None
 
     def refuses(self, model: Model, target: Target) -> str | None:
         """Anything but a forest."""
@@ -36,7 +39,7 @@ class NativeBackend:
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Lay out, emit, compile for the target's baseline CPU."""
         assert isinstance(model.payload, Forest)
-        tables = lay_out(model.payload)
+        tables = self._tables(model.payload)
         options = KernelOptions(lanes=int(candidate.options["lanes"]))
         with tempfile.TemporaryDirectory(prefix="outrider-native-") as folder:
             data = build_shared(emit(tables, options), Path(folder, "model.so"), target)
@@ -46,6 +49,12 @@ class NativeBackend:
             model, candidate, data, file="model.so", kind="native", package=None, triple=target.triple, needs=needs
         )
         return Built(candidate, data, entry)
+
+    def _tables(self, forest: Forest) -> Tables:
+        """The layout, which all candidates of one model share."""
+        if self._laid_out is None or self._laid_out[0] is not forest:
+            self._laid_out = (forest, lay_out(forest))
+        return self._laid_out[1]
 
 
 def _baseline(target: Target) -> tuple[str, ...]:
