@@ -59,7 +59,8 @@ class Manager:
         self._generation = broker.generation
         self._started_at = now()
         self._return_by: float | None = None
-        self._connections_lost_at = 0.0
+        self._connected_at = self._started_at
+        self._lost_at = 0.0
         self._up = threading.Event()
         self._snapshot_until: float | None = None
         self._wake = threading.Event()
@@ -119,6 +120,7 @@ class Manager:
     def _connected(self, resumed: bool) -> None:
         log.info("the manager is connected, its session %s", "was kept" if resumed else "is new")
         self._publisher.up()
+        self._connected_at = self._now()
         self._snapshot_until = None if resumed else time.monotonic() + SNAPSHOT_S
         self._up.set()
         self.wake()
@@ -158,9 +160,9 @@ class Manager:
         if self._up.is_set():
             self._up.clear()
             self._publisher.forget_recent()
-        if self._broker.generation != self._generation:
-            self._generation = self._broker.generation
-            self._audit_loss("restarted")
+            if self._broker.generation != self._generation:
+                self._generation = self._broker.generation
+                self._audit_loss("restarted")
         if self._publisher.lost_state():
             self._publisher.forget()
             self._audit_loss("state missing")
@@ -185,12 +187,15 @@ class Manager:
             )
 
     def _expect_devices(self) -> None:
-        """The broker has lost its connections, and wills with them: devices that do not come back are offline."""
-        self._connections_lost_at = self._now()
+        """The broker has lost its connections, and wills with them: devices that do not come back are offline.
+
+        One that is back already was heard of after we connected, since all that devices say comes over that.
+        """
+        self._lost_at = self._connected_at
         self._return_by = time.monotonic() + RETURN_S
 
     def _end_absent(self) -> None:
-        silent = or_(DeviceRow.last_seen.is_(None), DeviceRow.last_seen < self._connections_lost_at)
+        silent = or_(DeviceRow.last_seen.is_(None), DeviceRow.last_seen < self._lost_at)
         with self._database.session() as session:
             session.execute(update(DeviceRow).where(DeviceRow.online, silent).values(online=False))
 
