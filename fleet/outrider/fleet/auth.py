@@ -8,7 +8,6 @@ identity (a client certificate) change `identify` and the table of roles, not th
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from outrider.fleet.db import ApiKeyRow, DeviceRow
 from outrider.fleet.state import state_of
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import BadConfigError, NotFoundError
 
 SECRET_BYTES = 32
@@ -67,14 +67,7 @@ def has_keys(session: Session) -> bool:
 
 def write_key_file(path: Path, key: str) -> None:
     """Keep a key for commands on this machine: mode 0600 from the first moment on, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(key + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_file(path, f"{key}\n".encode("ascii"), mode=0o600)
 
 
 def read_key_file(path: Path) -> str:

@@ -6,8 +6,6 @@ name, version and target are those of its manifest. A release is a (name, versio
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import tempfile
@@ -24,13 +22,12 @@ from sqlalchemy.orm import Session
 from outrider.fleet import audit
 from outrider.fleet.db import BundleRow, Database, ReleaseRow
 from outrider.runtime.bundle import Bundle, open_bundle
+from outrider.runtime.durable import fsync_file, fsync_folder, storage_errors
 from outrider.runtime.errors import (
     BadBundleError,
     BadSignatureError,
     ConflictError,
     NotFoundError,
-    StorageError,
-    StorageFullError,
 )
 from outrider.runtime.trust import BundleStatement, Envelope, TrustStore, decode_envelope, verify_bundle
 
@@ -54,7 +51,7 @@ class Registry:
         self._database = database
         self._trust_dir = trust_dir
         self._incoming = folder / "incoming"
-        with _disk_errors(folder):
+        with storage_errors(f"write {folder}"):
             self._incoming.mkdir(parents=True, exist_ok=True)
 
     def clean(self) -> None:
@@ -65,7 +62,7 @@ class Registry:
     @contextmanager
     def incoming(self) -> Iterator[tuple[Path, BinaryIO]]:
         """A file to receive an upload in; it is gone after the block unless `publish` took it."""
-        with _disk_errors(self._incoming):
+        with storage_errors(f"write {self._incoming}"):
             handle, name = tempfile.mkstemp(suffix=".orb.part", dir=self._incoming)
         path = Path(name)
         try:
@@ -144,14 +141,14 @@ class Registry:
 
     def _take(self, upload: Path, sha256: str) -> None:
         place = self.folder / _relative(sha256)
-        with _disk_errors(place):
+        with storage_errors(f"write {place}"):
             new_folder = not place.parent.exists()
             place.parent.mkdir(exist_ok=True)
-            _sync(upload)
+            fsync_file(upload)
             upload.replace(place)
-            _sync(place.parent)
+            fsync_folder(place.parent)
             if new_folder:
-                _sync(self.folder)
+                fsync_folder(self.folder)
 
 
 def _compare(statement: BundleStatement, bundle: Bundle) -> None:
@@ -198,20 +195,3 @@ def _provenance(bundle: Bundle) -> dict[str, Any] | None:
 
 def _relative(sha256: str) -> str:
     return f"{sha256[:2]}/{sha256}.orb"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        kind = StorageFullError if e.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"cannot write {path}: {e.strerror}") from e

@@ -21,6 +21,7 @@ from outrider.fleet.registry import Registry
 from outrider.fleet.server import ApiServer, bind
 from outrider.fleet.settings import FleetSettings
 from outrider.fleet.state import FleetState
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import ConflictError, StorageError
 from outrider.runtime.trust import PrivateKey, generate_key, load_private_key, load_public_key, write_key_pair
 
@@ -102,7 +103,7 @@ def running(
         server = ApiServer(create_app(state), listener)
         cleanup.callback(server.stop)
         server.start()
-        _write_text(settings.url_path, local_url(settings))
+        write_file(settings.url_path, local_url(settings).encode("ascii"))
         cleanup.callback(settings.url_path.unlink, missing_ok=True)
         yield Fleet(
             settings=settings,
@@ -124,7 +125,7 @@ def fleet_key(settings: FleetSettings) -> PrivateKey:
     else:
         key = generate_key()
         write_key_pair(key, folder, FLEET_KEY)
-    _write_text(_trusted(settings, "desired") / f"{FLEET_KEY}.pub", key.public.pem())
+    write_file(_trusted(settings, "desired") / f"{FLEET_KEY}.pub", key.public.pem().encode("ascii"))
     return key
 
 
@@ -133,7 +134,7 @@ def trust_publishers(settings: FleetSettings, publisher_keys: Sequence[Path]) ->
     folder = _trusted(settings, "bundle")
     for path in publisher_keys:
         key = load_public_key(path)
-        _write_text(folder / f"{key.keyid[:16]}.pub", key.pem())
+        write_file(folder / f"{key.keyid[:16]}.pub", key.pem().encode("ascii"))
     return len(list(folder.glob("*.pub")))
 
 
@@ -172,13 +173,3 @@ def _only_user(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -6,11 +6,11 @@ which it has a name but trusts nobody.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.durable import make_folder, storage_errors, write_file
 from outrider.runtime.errors import BadConfigError, StorageError
 from outrider.runtime.messages.topics import Address, Identifier
 from outrider.runtime.trust import TrustStore
@@ -65,23 +65,9 @@ def load_identity(state_dir: Path) -> Identity | None:
 
 
 def save_identity(identity: Identity, state_dir: Path) -> Path:
-    """Write the identity readable by its owner alone: temporary file, fsync, rename, fsync of the folder."""
+    """Write the identity, whole or not at all, readable by its owner alone."""
     path = state_dir / IDENTITY_FILE
-    temporary = path.with_suffix(".tmp")
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(identity), indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as e:
-        raise StorageError(f"cannot save the identity to {path}: {e.strerror}") from e
+    with storage_errors(f"make {state_dir}"):
+        make_folder(state_dir)
+    write_file(path, msgspec.json.format(msgspec.json.encode(identity), indent=2), mode=0o600)
     return path

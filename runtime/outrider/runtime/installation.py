@@ -11,6 +11,7 @@ from pathlib import Path
 
 from outrider.runtime.admission import admit, needs_of
 from outrider.runtime.bundle import open_bundle
+from outrider.runtime.durable import storage_errors
 from outrider.runtime.engines import available
 from outrider.runtime.errors import (
     BadBundleError,
@@ -25,7 +26,6 @@ from outrider.runtime.fetch import BlockFile, Source, allocated_bytes, fetch_bun
 from outrider.runtime.offer import check_slot
 from outrider.runtime.prober import Prober
 from outrider.runtime.store import Store
-from outrider.runtime.store.durable import storage_errors
 from outrider.runtime.target import Target
 from outrider.runtime.trust import TrustStore, verify_bundle
 from outrider.runtime.updater import Action, Deployment

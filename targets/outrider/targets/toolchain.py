@@ -7,7 +7,6 @@ so the same sources, target and flags give the same bytes.
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from outrider.runtime import engines
-from outrider.runtime.errors import StorageError, ToolchainError
+from outrider.runtime.durable import write_file
+from outrider.runtime.errors import ToolchainError
 from outrider.runtime.target import Target
 from outrider.targets.catalog import board_of
 
@@ -59,7 +59,7 @@ def _build(sources: Mapping[str, str], out: Path, target: Target, base: Sequence
         inputs = sorted(name for name in sources if name.endswith(".c"))
         _run_compiler(["-target", toolchain.target, *cpu, *base, *flags, *inputs, "-o", "artifact"], folder, target)
         data = Path(folder, "artifact").read_bytes()
-    _write(out, data)
+    write_file(out, data)
     return data
 
 
@@ -78,18 +78,3 @@ def _run_compiler(arguments: Sequence[str], folder: str, target: Target) -> None
     if done.returncode != 0:
         message = done.stderr.strip()[-_MESSAGE_LIMIT:]
         raise ToolchainError(f"the compiler for {target.name} failed with status {done.returncode}:\n{message}")
-
-
-def _write(out: Path, data: bytes) -> None:
-    """Write whole or not at all."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    except OSError as e:
-        raise StorageError(f"cannot write {out}: {e.strerror}") from e
-    finally:
-        temporary.unlink(missing_ok=True)

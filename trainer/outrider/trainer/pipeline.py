@@ -17,6 +17,7 @@ from outrider.compiler import compile_model
 from outrider.compiler.modeldir import read_model_dir
 from outrider.runtime.api_client import DeviceInfo, JobInfo, ReleaseInfo, RolloutRequest
 from outrider.runtime.bundle import open_bundle
+from outrider.runtime.durable import make_folder, write_file
 from outrider.runtime.errors import BadConfigError, BadModelError
 from outrider.runtime.features import compute
 from outrider.runtime.target import Requirements, Target, refuse
@@ -28,7 +29,6 @@ from outrider.trainer.gate import Decision, decide
 from outrider.trainer.progress import Progress
 from outrider.trainer.recipe import LoadedRecipe, load_recipe
 from outrider.trainer.split import rows_until, split
-from outrider.trainer.storage import write_whole
 from outrider.trainer.tables import make_model, make_source
 from outrider.trainer.training import class_indices, train
 
@@ -260,7 +260,9 @@ def read_state(work: Workplace, job: int) -> JobState:
 
 def save_state(work: Workplace, state: JobState) -> JobState:
     """Write the Job's state, atomically, and return it."""
-    write_whole(work.job_folder(state.job) / "state.json", msgspec.json.format(msgspec.json.encode(state), indent=2))
+    folder = work.job_folder(state.job)
+    make_folder(folder)
+    write_file(folder / "state.json", msgspec.json.format(msgspec.json.encode(state), indent=2))
     return state
 
 

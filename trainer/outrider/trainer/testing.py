@@ -20,10 +20,10 @@ from outrider.runtime.api_client import (
 )
 from outrider.runtime.api_client.types import JobOutcome
 from outrider.runtime.bundle import open_bundle
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import ConflictError, NotFoundError, OutriderError
 from outrider.runtime.target import Target
 from outrider.runtime.trust import decode_envelope
-from outrider.trainer.storage import write_whole
 
 
 class FakeFleet:
@@ -156,7 +156,7 @@ class FakeFleet:
         self._called("download_bundle")
         if sha256 not in self.bundles:
             raise NotFoundError(f"there is no bundle {sha256[:16]}")
-        write_whole(path, self.bundles[sha256])
+        write_file(path, self.bundles[sha256])
 
     def create_rollout(self, request: RolloutRequest) -> RolloutInfo:
         """Record a rollout."""

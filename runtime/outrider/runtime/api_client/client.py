@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from outrider.runtime.api_client.http import CHUNK_BYTES, Answer, exchange, parse_base_url
+from outrider.runtime.api_client.http import Answer, exchange, parse_base_url
 from outrider.runtime.api_client.types import (
     AuditEntry,
     AuditReport,
@@ -44,7 +43,9 @@ from outrider.runtime.api_client.types import (
     TriggerInfo,
     TriggerSpec,
 )
-from outrider.runtime.errors import ApiError, DigestMismatchError, NotFoundError, OutriderError, StorageError
+from outrider.runtime.digests import hash_stream
+from outrider.runtime.durable import storage_errors, whole_file
+from outrider.runtime.errors import ApiError, DigestMismatchError, NotFoundError, OutriderError
 
 T = TypeVar("T")
 UPLOAD_TIMEOUT_S = 600.0
@@ -141,26 +142,18 @@ class FleetClient:
 
         Raises DigestMismatchError where other bytes came, StorageError.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("w+b") as file:
-                exchange(
-                    self._base,
-                    "GET",
-                    f"/v1/bundles/{_segment(sha256)}/content",
-                    headers={**self._headers(), "Accept": "application/octet-stream"},
-                    into=file,
-                    timeout_s=max(self.timeout_s, UPLOAD_TIMEOUT_S),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            if _sha256(part) != sha256:
+        with storage_errors(f"write {path}"), whole_file(path) as file:
+            exchange(
+                self._base,
+                "GET",
+                f"/v1/bundles/{_segment(sha256)}/content",
+                headers={**self._headers(), "Accept": "application/octet-stream"},
+                into=file,
+                timeout_s=max(self.timeout_s, UPLOAD_TIMEOUT_S),
+            )
+            file.seek(0)
+            if hash_stream(file)[0] != sha256:
                 raise DigestMismatchError(f"the fleet answered with other bytes than those of bundle {sha256[:16]}")
-            part.replace(path)
-        except OSError as e:
-            raise StorageError(f"cannot write {path}: {e.strerror}") from e
-        finally:
-            part.unlink(missing_ok=True)
 
     def releases(self, name: str | None = None) -> list[ReleaseInfo]:
         """All releases, newest first, of one model where `name` is given."""
@@ -307,14 +300,6 @@ def _decode(answer: Answer, kind: type[T]) -> T:
         return msgspec.json.decode(answer.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise ApiError(f"the fleet's answer cannot be read: {e}", hint="are client and fleet of one version?") from e
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _segment(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from outrider.runtime.bundle.archive import Entry, read_index
 from outrider.runtime.bundle.checks import MAX_MANIFEST_BYTES, decode_manifest, manifest_files
 from outrider.runtime.bundle.manifest import FileEntry, Manifest
+from outrider.runtime.digests import hash_stream
 from outrider.runtime.errors import (
     BadBundleError,
     BundleTooLargeError,
@@ -87,7 +88,7 @@ def _open(location: Path, file: BinaryIO) -> Bundle:
         if sums[path].crc != entry.crc:
             raise DigestMismatchError(f"the zip checksum of {path!r} does not hold")
     index = {path: (entries[path], listed.sha256) for path, listed in expected.items()}
-    return Bundle(path=location, manifest=manifest, sha256=_hash_file(file), size=size, _index=index)
+    return Bundle(path=location, manifest=manifest, sha256=_whole_digest(file), size=size, _index=index)
 
 
 def _read_manifest(file: BinaryIO, entries: Mapping[str, Entry]) -> Manifest:
@@ -148,9 +149,6 @@ def _read_at(file: BinaryIO, entry: Entry) -> bytes:
     return data
 
 
-def _hash_file(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
+def _whole_digest(file: BinaryIO) -> str:
     file.seek(0)
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hash_stream(file)[0]

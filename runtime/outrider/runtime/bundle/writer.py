@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,13 +10,12 @@ from outrider.runtime.bundle.archive import MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MA
 from outrider.runtime.bundle.checks import encode_manifest, manifest_files
 from outrider.runtime.bundle.manifest import FileEntry, Manifest
 from outrider.runtime.bundle.reader import MANIFEST
+from outrider.runtime.durable import storage_errors, whole_file
 from outrider.runtime.errors import (
     BundleTooLargeError,
     DigestMismatchError,
     ExtraFileError,
     MissingFileError,
-    StorageError,
-    StorageFullError,
 )
 
 
@@ -39,26 +34,10 @@ def write_bundle(path: Path | str, manifest: Manifest, files: Mapping[str, bytes
     header = encode_manifest(manifest)
     _check_files(manifest, files)
     digest = hashlib.sha256()
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{location.name}.", suffix=".part", dir=location.parent)
-        with os.fdopen(handle, "wb") as file:
-            for piece in pack({MANIFEST: header, **{name: files[name] for name in sorted(files)}}):
-                digest.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        Path(temporary).replace(location)
-        temporary = None
-        _sync_folder(location.parent)
-    except OSError as e:
-        kind = StorageFullError if e.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"cannot write {location}: {e.strerror}") from e
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
+    with storage_errors(f"write {location}"), whole_file(location) as file:
+        for piece in pack({MANIFEST: header, **{name: files[name] for name in sorted(files)}}):
+            digest.update(piece)
+            file.write(piece)
     return digest.hexdigest()
 
 
@@ -77,12 +56,3 @@ def _check_files(manifest: Manifest, files: Mapping[str, bytes]) -> None:
     total = sum(entry.size for entry in expected.values())
     if total > MAX_BUNDLE_BYTES or len(expected) >= MAX_FILES:
         raise BundleTooLargeError(f"{len(expected)} files of {total} bytes are over the limits of a bundle")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

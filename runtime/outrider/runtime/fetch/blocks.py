@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from outrider.runtime.durable import Checkpoint, fsync_folder, no_checkpoint, storage_errors
 from outrider.runtime.errors import StorageError, StorageFullError
 from outrider.runtime.messages import BLOCK_BYTES
-from outrider.runtime.store.durable import Checkpoint, fsync_folder, no_checkpoint, storage_errors
 
 FLUSH_BLOCKS = 8
 MARGIN_BYTES = 1 << 20

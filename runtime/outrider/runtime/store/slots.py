@@ -19,10 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from outrider.runtime.errors import BadInputError, BadMessageError, StorageError
-from outrider.runtime.messages import BundleRef
-from outrider.runtime.messages.topics import NAME_PATTERN
-from outrider.runtime.store.durable import (
+from outrider.runtime.durable import (
     Checkpoint,
     fsync_folder,
     make_folder,
@@ -31,6 +28,9 @@ from outrider.runtime.store.durable import (
     storage_errors,
     write_file,
 )
+from outrider.runtime.errors import BadInputError, BadMessageError, StorageError
+from outrider.runtime.messages import BundleRef
+from outrider.runtime.messages.topics import NAME_PATTERN
 from outrider.runtime.trust import BundleStatement, decode_envelope
 
 _SLOT = re.compile(NAME_PATTERN)

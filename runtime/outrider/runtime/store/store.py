@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.durable import Checkpoint, make_folder, no_checkpoint, storage_errors
 from outrider.runtime.errors import ConflictError, StorageError
 from outrider.runtime.messages import Desired, Disk, Event, encode
 from outrider.runtime.store.database import Database
-from outrider.runtime.store.durable import Checkpoint, make_folder, no_checkpoint, storage_errors
 from outrider.runtime.store.outbox import BUDGET_BYTES, Outbox
 from outrider.runtime.store.slots import Slots
 from outrider.runtime.updater import Deployment

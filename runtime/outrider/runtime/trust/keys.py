@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import BadInputError, ConflictError, NotFoundError
 
 Algorithm = Literal["ed25519", "p256"]
@@ -127,7 +128,7 @@ def write_key_pair(key: PrivateKey, folder: Path, name: str) -> tuple[Path, Path
         file.write(key.pem())
         file.flush()
         os.fsync(file.fileno())
-    public.write_text(key.public.pem(), encoding="ascii")
+    write_file(public, key.public.pem().encode("ascii"))
     return private, public
 
 

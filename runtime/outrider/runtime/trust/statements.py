@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.digests import hash_file
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import BadMessageError, DigestMismatchError, UnsignedError
 from outrider.runtime.trust.dsse import Envelope, decode_envelope, encode_envelope, sign, verify
 from outrider.runtime.trust.keys import PrivateKey
@@ -14,7 +15,6 @@ from outrider.runtime.trust.store import TrustStore
 
 BUNDLE_TYPE = TrustStore.FOLDERS["bundle"]
 DESIRED_TYPE = TrustStore.FOLDERS["desired"]
-_CHUNK = 1 << 20
 
 
 class BundleStatement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,10 +35,10 @@ def signature_path(bundle: Path) -> Path:
 
 def sign_bundle(bundle: Path, *, name: str, version: str, target: str, key: PrivateKey) -> Envelope:
     """Sign the bundle file and write `x.orb.dsse` beside it."""
-    digest, size = _hash_file(bundle)
+    digest, size = hash_file(bundle)
     statement = BundleStatement(v=1, sha256=digest, size=size, name=name, version=version, target=target)
     envelope = sign(msgspec.json.encode(statement), BUNDLE_TYPE, [key])
-    signature_path(bundle).write_bytes(encode_envelope(envelope))
+    write_file(signature_path(bundle), encode_envelope(envelope))
     return envelope
 
 
@@ -56,7 +56,7 @@ def verify_bundle(bundle: Path, trust: TrustStore, envelope: Envelope | None = N
                 hint="sign it with 'outrider publish' or 'outrider sign'",
             ) from e
     statement = verify_statement(envelope, trust)
-    digest, size = _hash_file(bundle)
+    digest, size = hash_file(bundle)
     if (digest, size) != (statement.sha256, statement.size):
         raise DigestMismatchError(
             f"{bundle} is not the file that was signed: {digest[:16]}, signed {statement.sha256[:16]}"
@@ -71,12 +71,3 @@ def verify_statement(envelope: Envelope, trust: TrustStore) -> BundleStatement:
         return msgspec.json.decode(payload, type=BundleStatement)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise BadMessageError(f"not a bundle statement: {e}") from e
-
-
-def _hash_file(path: Path) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size

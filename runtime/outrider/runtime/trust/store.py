@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from outrider.runtime.durable import make_folder, write_file
 from outrider.runtime.errors import BadConfigError
 from outrider.runtime.trust.keys import PublicKey, load_public_key, public_key_from_pem
 
@@ -54,9 +54,6 @@ class TrustStore:
         """Write the store as a folder, each file and folder flushed to disk."""
         for name, purpose in self.FOLDERS.items():
             place = folder / name
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             for key in self.keys_for(purpose):
-                with (place / f"{key.keyid[:16]}.pub").open("w", encoding="ascii") as file:
-                    file.write(key.pem())
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_file(place / f"{key.keyid[:16]}.pub", key.pem().encode("ascii"))

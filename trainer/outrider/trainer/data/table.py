@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.runtime.durable import storage_errors, whole_file
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.features import ColumnKind
 from outrider.runtime.features.columns import clean_column
@@ -100,11 +100,5 @@ def write_csv(table: Table, path: Path, *, times: Sequence[str] = ()) -> None:
     for name in times:
         moments = pd.to_datetime(np.round(table[name] * 1e6).astype(np.int64), unit="us")
         frame[name] = moments.strftime("%Y-%m-%dT%H:%M:%S.%f")
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        frame.to_csv(part, index=False)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with storage_errors(f"write {path}"), whole_file(path) as file:
+        frame.to_csv(file, index=False, compression="gzip" if path.suffix == ".gz" else None)

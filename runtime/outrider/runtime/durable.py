@@ -1,6 +1,7 @@
 """Writing so that a crash or a power cut leaves the old or the new, never a mixture.
 
-The order is always: write under another name, flush the file, rename, flush the folder.
+The order is always: write under another name, flush the file, rename, flush the folder. Whatever in Outrider must
+last is written through this module.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from outrider.runtime.errors import StorageError, StorageFullError
 
@@ -52,14 +55,39 @@ def make_folder(folder: Path) -> None:
         fsync_folder(place.parent)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a file's content at once."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+def fsync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace a file's content at once, with these permissions from its first moment on. Raises StorageError."""
+    with storage_errors(f"write {path}"), whole_file(path, mode=mode) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file to write (and read back) that takes `path`'s place when the block ends well, and is gone otherwise.
+
+    Two writers of one path don't meet: each has a temporary file of its own. Raises OSError.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            os.fchmod(file.fileno(), mode)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
 
 
