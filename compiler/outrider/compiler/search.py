@@ -75,7 +75,6 @@ class Outcome:
     """What a search found: the artifact to ship, a record of every candidate, and the goals."""
 
     chosen: Built
-    parity: Parity
     records: tuple[CandidateRecord, ...]
     goals: tuple[GoalRecord, ...]
 
@@ -96,7 +95,7 @@ def search(task: Task) -> Outcome:
     chosen = _fastest(fit)
     records = [_record(task, trial, chosen) for trial in trials]
     records += [_left_out(task, offer.candidate, chosen) for offer in offers[len(tried) :]]
-    return Outcome(chosen.built, chosen.parity, (*records, *refused), chosen.goals)
+    return Outcome(chosen.built, (*records, *refused), chosen.goals)
 
 
 def replay(task: Task, earlier: Manifest) -> Outcome:
@@ -113,8 +112,8 @@ def replay(task: Task, earlier: Manifest) -> Outcome:
     if offer is None:
         raise BadInputError(f"this release does not know the candidate {best.id!r} of the bundle to replay")
     with ExitStack() as stack:
-        built, parity, _ = _build(task, offer, stack)
-    return Outcome(built, parity, earlier.candidates, earlier.goals)
+        built, _, _ = _build(task, offer, stack)
+    return Outcome(built, earlier.candidates, earlier.goals)
 
 
 def _offers(task: Task) -> tuple[list[Offer], list[CandidateRecord]]:

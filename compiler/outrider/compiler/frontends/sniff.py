@@ -18,7 +18,7 @@ _SUFFIXES = {
     ".pickle": "pickle",
     ".joblib": "pickle",
 }
-_NO_BACKING = "supported are XGBoost .json and .ubj, LightGBM text, Treelite checkpoints, ONNX, and pickles you trust"
+_KNOWN_FILES = "supported are XGBoost .json and .ubj, LightGBM text, Treelite checkpoints, ONNX, and pickles you trust"
 
 
 def family_of(source: Any, families: tuple[str, ...]) -> str | None:
@@ -37,7 +37,7 @@ def sniff_file(path: Path) -> str:
     if not head:
         raise BadModelError(f"{path} is empty")
     if path.suffix == ".cbm" or head.startswith(b"CBM1"):
-        raise UnsupportedError("CatBoost models are not supported", hint=_NO_BACKING)
+        raise UnsupportedError("CatBoost models are not supported", hint=_KNOWN_FILES)
     if head.startswith(b"binf"):
         raise UnsupportedError("XGBoost's old binary format is not supported", hint="save the model as .ubj or .json")
     by_suffix = _SUFFIXES.get(path.suffix.lower())
@@ -53,4 +53,4 @@ def sniff_file(path: Path) -> str:
         return "treelite"
     if head.startswith(b"\x08"):
         return "onnx"
-    raise BadModelError(f"{path} is not a model file of a known format", hint=_NO_BACKING)
+    raise BadModelError(f"{path} is not a model file of a known format", hint=_KNOWN_FILES)
