@@ -28,7 +28,7 @@ demo: $(VENV)/.demo
 	@exec $(BIN)/outrider demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not soak" --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
