@@ -131,6 +131,37 @@ def test_a_shared_subscription_gives_each_message_to_one(broker: Broker) -> None
 
 
 @pytest.mark.system
+def test_no_device_can_take_a_share_of_what_the_manager_reads(
+    require_tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    require_tool("mosquitto")
+    broker = start_broker(tmp_path, kind="mosquitto")
+    clients = []
+    try:
+        for name in ("acme/a", "acme/thief"):
+            broker.add_device(name, "secret")
+        manager = Client(broker, "manager")
+        device = Client(broker, "a", user="acme/a", password="secret")
+        thief = Client(broker, "thief", user="acme/thief", password="secret")
+        clients += [manager, device, thief]
+        manager.subscribe(broker.up_filter)
+        for share in ("mgr", "manager", "share"):
+            thief.subscribe(f"$share/{share}/or1/+/+/up/#")
+        for number in range(20):
+            device.publish("or1/acme/a/up/evt", str(number).encode())
+        assert [int(manager.next()[1]) for _ in range(20)] == list(range(20))
+        assert thief.messages.empty()
+    finally:
+        for client in clients:
+            client.close()
+        broker.stop()
+    again = broker_class("mosquitto")(tmp_path / "broker", broker.host, broker.port)
+    assert again.up_filter == broker.up_filter  # the session that the broker keeps is subscribed to it
+    assert broker_class("mosquitto")(_made(tmp_path / "other"), broker.host, 1).up_filter != broker.up_filter
+    assert (tmp_path / "broker" / "share").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.system
 def test_it_is_restarted_when_killed_and_ends_with_stop(broker: Broker, wait: Wait) -> None:
     pid = broker.pid
     assert pid is not None
@@ -287,3 +318,8 @@ def _try(broker: Broker, username: str, password: str) -> int | None:
 
 def _accepts(broker: Broker) -> bool:
     return _try(broker, broker.manager_username, broker.manager_password) == ACCEPTED
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

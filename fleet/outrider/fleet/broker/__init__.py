@@ -40,7 +40,7 @@ class Broker(Protocol):
 
     kind: ClassVar[Kind]
     isolates: ClassVar[bool]
-    up_filter: ClassVar[str]
+    up_filter: str
     host: str  # what it listens on: `reachable(host)` is where this machine connects to
     port: int
     manager_username: str

@@ -51,9 +51,6 @@ class IotcoreBroker:
 
     kind: ClassVar[Kind] = "iotcore"
     isolates: ClassVar[bool] = False
-    # Not a shared subscription: rumqttd 0.20 panics ("group must exists") when the only member of a group loses its
-    # connection with messages unacknowledged, and then answers nobody.
-    up_filter: ClassVar[str] = UP_FILTER
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         if host != LOOPBACK:
@@ -65,6 +62,9 @@ class IotcoreBroker:
         self.port = port
         self.manager_username = "outrider-manager"
         self.manager_password = ""
+        # Not a shared subscription: rumqttd 0.20 panics ("group must exists") when the only member of a group loses its
+        # connection with messages unacknowledged, and then answers nobody.
+        self.up_filter = UP_FILTER
         self._folder = folder.resolve()
         self._configuration = self._folder / "iotcore.toml"
         self._supervisor = Supervisor(

@@ -22,7 +22,7 @@ from outrider.fleet.broker.connack import ACCEPTED, connect_reason
 from outrider.fleet.broker.ports import write_atomically
 from outrider.fleet.broker.supervise import Supervisor
 from outrider.runtime.errors import BadInputError, NotFoundError, UnavailableError
-from outrider.runtime.messages import ROOT, SHARED_UP_FILTER
+from outrider.runtime.messages import ROOT, shared_up_filter
 
 MANAGER = "outrider-manager"
 # An account that may do nothing: its password changes with every rewrite of the file, so being let in with the newest
@@ -75,7 +75,6 @@ class MosquittoBroker:
 
     kind: ClassVar[Kind] = "mosquitto"
     isolates: ClassVar[bool] = True
-    up_filter: ClassVar[str] = SHARED_UP_FILTER
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         self.host = host
@@ -83,6 +82,7 @@ class MosquittoBroker:
         self.manager_username = MANAGER
         self.manager_password = secrets.token_urlsafe(32)
         self._folder = folder.resolve()
+        self.up_filter = shared_up_filter(_share_name(self._folder / "share"))
         self._accounts = PasswordFile(self._folder / "passwords")
         self._program = _program() or "mosquitto"
         self._supervisor = Supervisor(
@@ -214,6 +214,22 @@ def check_username(username: str) -> str:
     if not slash or not tenant or not device or set(username) & set("+#:\n\r\0") or "/" in device:
         raise BadInputError(f"{username!r} is not a tenant/device name")
     return username
+
+
+def _share_name(path: Path) -> str:
+    """The name of the manager's shared subscription, made once and kept secret.
+
+    Mosquitto lets every client join a share whose name it knows, whatever the access list says, and then drops the
+    messages that fall to one that may not read them. The name stays, as the session that the broker keeps has it.
+    """
+    try:
+        name = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if not name:
+        name = secrets.token_hex(16)
+        write_atomically(path, name.encode("ascii"), mode=0o600)
+    return name
 
 
 def _program() -> str | None:

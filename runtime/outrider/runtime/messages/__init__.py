@@ -40,10 +40,10 @@ from outrider.runtime.messages.payloads import (
 from outrider.runtime.messages.topics import (
     EPOCH_TOPIC,
     ROOT,
-    SHARED_UP_FILTER,
     UP_FILTER,
     Address,
     parse_topic,
+    shared_up_filter,
 )
 
 T = TypeVar("T")
@@ -95,7 +95,6 @@ __all__ = [
     "KINDS",
     "MAX_DESIRED_BYTES",
     "ROOT",
-    "SHARED_UP_FILTER",
     "TERMINAL_STATES",
     "UP_FILTER",
     "VERSION",
@@ -123,4 +122,5 @@ __all__ = [
     "decode",
     "encode",
     "parse_topic",
+    "shared_up_filter",
 ]

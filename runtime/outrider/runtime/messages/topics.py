@@ -16,12 +16,16 @@ from outrider.runtime.errors import BadMessageError
 ROOT = "or1"
 EPOCH_TOPIC = f"{ROOT}/_sys/epoch"
 UP_FILTER = f"{ROOT}/+/+/up/#"
-SHARED_UP_FILTER = f"$share/mgr/{UP_FILTER}"
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"  # a bare "$" would let a trailing newline pass
 Identifier = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Direction = Literal["dn", "up"]
 _NAME = re.compile(NAME_PATTERN)
+
+
+def shared_up_filter(share: str) -> str:
+    """What managers subscribe to, to share among them what all devices publish. Who knows the name takes a share."""
+    return f"$share/{share}/{UP_FILTER}"
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
