@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from outrider.runtime import cli, errors
+from outrider.runtime import cli, daemon, errors
+from outrider.runtime.arguments import HelpShown
 from outrider.runtime.bundle.cli import Inspection
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_resolves_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = cli.resolve(name, cli.COMMANDS[name])
-    try:
-        code: object = function(["--help"])
-    except SystemExit as e:
-        code = e.code
-    assert code == 0
-    assert "usage:" in capsys.readouterr().out
+    with pytest.raises(HelpShown):
+        function(["--help"])
+    assert cli.main([name, "--help"]) == 0
+    assert capsys.readouterr().out.count(f"usage: outrider {name}") == 2
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_refuses_an_unknown_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--nonsense"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(rf"error: .*\n  hint: outrider {name} --help explains it\n", shown.err)
+
+
+def test_the_daemon_refuses_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert daemon.main(["--help"]) == 0
+    assert daemon.main(["--config", "x", "--nonsense"]) == 2
+    assert "hint: outriderd --help" in capsys.readouterr().err
 
 
 def test_usage_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +79,23 @@ def test_errors_and_interrupts_become_exit_codes(
     text = capsys.readouterr().err
     assert "error: no\n  hint: yes\n" in text
     assert "Traceback" not in text
+
+    monkeypatch.setattr(cli, "run", failing(ZeroDivisionError("surprise")))
+    assert cli.main(["x"]) == 70
+    text = capsys.readouterr().err
+    assert "surprise" in text
+    assert "please report it" in text
+
+
+def test_nobody_reads_on(make_bundle: Callable[..., Path]) -> None:
+    command = [sys.executable, "-m", "outrider.runtime.cli", "inspect", "--json", str(make_bundle())]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_keys_sign_inspect(

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from outrider.runtime.errors import EXIT_OK, UsageError
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are UsageErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint="outrider compile --help")
+from outrider.runtime.arguments import Parser
+from outrider.runtime.errors import EXIT_OK
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="outrider compile", description="Compile a trained model to a bundle for a target.")
+def _parser() -> Parser:
+    parser = Parser(prog="outrider compile", description="Compile a trained model to a bundle for a target.")
     parser.add_argument("model", metavar="MODEL", help="a model file, or a model directory that 'outrider train' wrote")
     parser.add_argument("--target", default="host", help="host (default), x86-64, aarch64, armv7, riscv64")
     parser.add_argument("-o", "--out", type=Path, help="the bundle to write (default: MODEL's name with .orb)")

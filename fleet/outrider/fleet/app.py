@@ -51,7 +51,7 @@ STATUS: tuple[tuple[type[OutriderError], int], ...] = (
     (OutriderError, 500),
 )
 _HTTP_TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFoundError", 409: "ConflictError"}
-_HTTP_HINTS = {401: "give the key with --key, OUTRIDER_KEY or an Authorization: Bearer header"}
+_HTTP_HINTS = {401: "give the key with --api-key, OUTRIDER_KEY or an Authorization: Bearer header"}
 _ABOUT = """Devices, releases, rollouts, drift and retrain Jobs of one fleet.
 
 Give an API key as `Authorization: Bearer …`; `outrider up` prints one at its first start. Errors are

@@ -21,7 +21,6 @@ from sqlalchemy.orm import Session
 from outrider.fleet.db import ApiKeyRow, DeviceRow
 from outrider.fleet.state import state_of
 from outrider.runtime.durable import write_file
-from outrider.runtime.errors import BadConfigError, NotFoundError
 
 SECRET_BYTES = 32
 Role = Literal["operator", "device"]
@@ -68,19 +67,6 @@ def has_keys(session: Session) -> bool:
 def write_key_file(path: Path, key: str) -> None:
     """Keep a key for commands on this machine: mode 0600 from the first moment on, whole or not at all."""
     write_file(path, f"{key}\n".encode("ascii"), mode=0o600)
-
-
-def read_key_file(path: Path) -> str:
-    """The key in a file. Raises NotFoundError, or BadConfigError for an empty file."""
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise NotFoundError(
-            f"cannot read the API key {path}", hint="give --key or OUTRIDER_KEY, or --data-dir of a fleet here"
-        ) from e
-    if not key:
-        raise BadConfigError(f"the API key file {path} is empty")
-    return key
 
 
 def identify(session: Session, secret: str) -> Principal | None:

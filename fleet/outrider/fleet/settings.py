@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from outrider.runtime.api_client.connect import DEFAULT_DATA_DIR, KEY_FILE, URL_FILE
 from outrider.runtime.errors import BadConfigError
 from outrider.runtime.messages.topics import Identifier
 
@@ -52,7 +53,7 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     - `desired_ttl_s`: how long a desired document may be acted on after it was made.
     """
 
-    data_dir: Path = Path("outrider-data")
+    data_dir: Path = DEFAULT_DATA_DIR
     database: str | None = None
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -93,12 +94,12 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def admin_key_path(self) -> Path:
         """Where the first API key is kept for commands on this machine (mode 0600)."""
-        return self.data_dir / "admin.key"
+        return self.data_dir / KEY_FILE
 
     @property
     def url_path(self) -> Path:
         """Where a running `outrider up` writes the address of its API."""
-        return self.data_dir / "api.url"
+        return self.data_dir / URL_FILE
 
 
 KEYS: tuple[str, ...] = FleetSettings.__struct_fields__

@@ -6,14 +6,17 @@ not installed, the error names the extra to install.
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from outrider.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, OutriderError, UsageError
+from outrider.runtime.arguments import HelpShown
+from outrider.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, Fault, OutriderError, UsageError
 
 Main = Callable[[Sequence[str]], int]
 
@@ -37,8 +40,10 @@ COMMANDS: dict[str, Command] = {
         "outrider.fleet.cli.publish:main", "sign a bundle and publish it to the fleet's registry", "fleet"
     ),
     "up": Command("outrider.fleet.cli.up:main", "start the fleet: API, MQTT manager and broker", "fleet"),
-    "fleet": Command("outrider.fleet.cli.fleet:main", "devices, rollouts, drift, triggers, jobs, audit", "fleet"),
-    "worker": Command("outrider.trainer.cli:worker", "run retrain jobs", "trainer"),
+    "fleet": Command(
+        "outrider.fleet.cli.fleet:main", "devices, rollouts, drift, triggers, Jobs, audit, lineage", "fleet"
+    ),
+    "worker": Command("outrider.trainer.cli:worker", "do the retrain Jobs that triggers open", "trainer"),
     "demo": Command("outrider.trainer.demo:main", "the whole loop on this machine, with three devices", "all"),
     "probe": Command("outrider.runtime.probe:main", "describe this machine as a target"),
     "enrol": Command("outrider.runtime.enrol:main", "enrol this device with a one-time token"),
@@ -48,14 +53,29 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and turn errors into exit codes and one clear line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: run(arguments))
+
+
+def guarded(act: Callable[[], int]) -> int:
+    """The exit code of a whole process: every error becomes its code and one clear line."""
     try:
-        return run(arguments)
+        code = act()
+        sys.stdout.flush()
+        return code
+    except HelpShown:
+        return EXIT_OK
     except OutriderError as e:
         return report_error(e)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `outrider … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception:
+        traceback.print_exc()
+        return report_error(Fault("that is a fault of Outrider's own, please report it with the lines above"))
 
 
 def run(arguments: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider.runtime import __version__
+from outrider.runtime.arguments import Parser
 from outrider.runtime.config import DeviceConfig, load_config
-from outrider.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, OutriderError, UnavailableError
+from outrider.runtime.errors import EXIT_OK, UnavailableError
 from outrider.runtime.logs import set_up_logging
 from outrider.runtime.notify import notify, watchdog_interval_s
 
@@ -30,16 +30,14 @@ log = logging.getLogger("outrider.runtime.daemon")  # also under `python -m`
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`outriderd --config device.toml [--check]`. Errors become exit codes and one clear line."""
-    from outrider.runtime.cli import report_error
+    from outrider.runtime.cli import guarded
 
-    arguments = _parser().parse_args(argv)
-    try:
+    def act() -> int:
+        arguments = _parser().parse_args(argv)
         config = load_config(arguments.config)
         return check(config) if arguments.check else run(config)
-    except OutriderError as e:
-        return report_error(e)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+
+    return guarded(act)
 
 
 def run(config: DeviceConfig) -> int:
@@ -155,10 +153,8 @@ def _write_byte(handle: int, value: int) -> None:
     os.write(handle, bytes([value]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="outriderd", description="Serve models, keep them up to date, count what they see."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="outriderd", description="Serve models, keep them up to date, count what they see.")
     parser.add_argument("--config", type=Path, required=True, help="device.toml")
     parser.add_argument("--check", action="store_true", help="check the configuration and the machine, then exit")
     parser.add_argument("--version", action="version", version=f"outriderd {__version__}")

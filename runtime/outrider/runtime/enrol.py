@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outrider.runtime.arguments import Parser
 from outrider.runtime.backoff import Backoff
 from outrider.runtime.config import DeviceConfig, load_config
 from outrider.runtime.errors import EXIT_OK, BadConfigError, UnavailableError
@@ -108,7 +108,7 @@ def _identity(config: DeviceConfig, request: EnrolRequest, answer: Enrolment) ->
 
 def main(argv: Sequence[str]) -> int:
     """`outrider enrol`: enrol this device and print who it is."""
-    parser = argparse.ArgumentParser(prog="outrider enrol", description="Enrol this device with a one-time token.")
+    parser = Parser(prog="outrider enrol", description="Enrol this device with a one-time token.")
     parser.add_argument("--config", type=Path, required=True, help="device.toml")
     parser.add_argument("--token", help="the one-time token (default: the configuration's)")
     parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="wait this long for the fleet (60)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import platform
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK, UnsupportedError
 from outrider.runtime.target import Arch, Libc, Target
 
@@ -156,7 +156,7 @@ def _memory_limit() -> int:
 
 def main(argv: Sequence[str]) -> int:
     """`outrider probe`: print this machine as a target, in JSON."""
-    parser = argparse.ArgumentParser(prog="outrider probe", description="Describe this machine as a target, in JSON.")
-    parser.parse_args(list(argv))
+    parser = Parser(prog="outrider probe", description="Describe this machine as a target, in JSON.")
+    parser.parse_args(argv)
     print(msgspec.json.format(msgspec.json.encode(host_target()), indent=2).decode())
     return EXIT_OK

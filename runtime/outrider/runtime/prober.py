@@ -6,7 +6,6 @@ A bundle that crashes, hangs or eats the machine takes only that process down. `
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EngineMissingError, OutriderError, StorageError, TargetMismatchError, TrustError
 from outrider.runtime.messages import Health
 
@@ -143,7 +143,7 @@ def check(bundle: Path, trust: Path, *, max_err: float | None = None, p99_ms: fl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The child's entry: prints one `ProbeResult` as the last line of its output."""
-    parser = argparse.ArgumentParser(prog="python -m outrider.runtime.prober", description=__doc__)
+    parser = Parser(prog="python -m outrider.runtime.prober", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--trust", type=Path, required=True, help="the folder of trusted keys")
     parser.add_argument("--max-err", type=float, default=None, help="largest absolute error, instead of the bundle's")

@@ -5,7 +5,6 @@ Records that travel as MessagePack have the same schema; their bytes appear as b
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 import msgspec
 
+from outrider.runtime.arguments import Parser
 from outrider.runtime.bundle.manifest import Manifest
+from outrider.runtime.cli import guarded
 from outrider.runtime.errors import EXIT_OK
 from outrider.runtime.messages import KINDS, Desired
 from outrider.runtime.trust import BundleStatement, Envelope
@@ -44,7 +45,7 @@ def schema_files() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the schema files to a folder, and remove those of records that are no more."""
-    parser = argparse.ArgumentParser(prog="python -m outrider.runtime.schema", description="Write the JSON Schemas.")
+    parser = Parser(prog="python -m outrider.runtime.schema", description="Write the JSON Schemas.")
     parser.add_argument("folder", type=Path, help="where to write, for example docs/schema")
     folder: Path = parser.parse_args(argv).folder
     files = schema_files()
@@ -58,4 +59,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -15,13 +15,14 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from outrider.fleet.app import create_app
-from outrider.fleet.auth import hash_secret, identify, read_key_file
+from outrider.fleet.auth import hash_secret, identify
 from outrider.fleet.db import Database
 from outrider.fleet.routes import ROUTES
 from outrider.fleet.routes.wire import Records
 from outrider.fleet.service import first_admin_key
 from outrider.fleet.settings import FleetSettings
 from outrider.runtime.api_client import FleetClient
+from outrider.runtime.api_client.connect import read_key_file
 from outrider.runtime.errors import BadConfigError, BadInputError, NotFoundError
 
 OPEN = {("GET", "/v1/health"), ("POST", "/v1/enrol")}

@@ -14,6 +14,7 @@ from outrider.fleet.cli.fleet import main as fleet_main
 from outrider.fleet.cli.publish import main as publish_main
 from outrider.fleet.cli.publish import signature
 from outrider.fleet.db import DeviceRow
+from outrider.runtime.cli import main
 from outrider.runtime.errors import (
     BadInputError,
     ConflictError,
@@ -23,6 +24,7 @@ from outrider.runtime.errors import (
     UsageError,
 )
 from outrider.runtime.trust import generate_key, write_key_pair
+from outrider.runtime.trust.cli import default_key_path
 from outrider.runtime.trust.statements import signature_path
 
 Run = Callable[..., str]
@@ -33,6 +35,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("OUTRIDER_URL", "OUTRIDER_KEY", "OUTRIDER_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,7 +44,7 @@ def run(web: Any, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a fleet command as the operator; what it printed."""
 
     def run(*arguments: str) -> str:
-        assert fleet_main([*arguments, "--url", web.url, "--key", web.key]) == 0
+        assert fleet_main([*arguments, "--url", web.url, "--api-key", web.key]) == 0
         return capsys.readouterr().out
 
     return run
@@ -136,19 +139,23 @@ def test_tokens_and_the_audit_log(web: Any, run: Run) -> None:
 )
 def test_commands_that_cannot_be_parsed(web: Any, arguments: list[str]) -> None:
     with pytest.raises(UsageError):
-        fleet_main([*arguments, "--url", web.url, "--key", web.key])
+        fleet_main([*arguments, "--url", web.url, "--api-key", web.key])
 
 
 def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fleet_main(["--help"]) == 0
+    assert main(["fleet", "--help"]) == 0
     assert "rollouts" in capsys.readouterr().out
-    assert publish_main(["--help"]) == 0
+    assert main(["publish", "--help"]) == 0
 
 
 def test_which_fleet_and_key_are_taken(
     web: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(NotFoundError, match="cannot read the API key"):
+    with pytest.raises(NotFoundError, match="cannot be read"):
+        fleet_main(["devices"])
+    (tmp_path / "outrider-data").mkdir()
+    write_key_file(tmp_path / "outrider-data" / "admin.key", web.key)
+    with pytest.raises(NotFoundError, match="there is no API key for"):  # the local fleet's key is not for any address
         fleet_main(["devices", "--url", web.url])
     monkeypatch.setenv("OUTRIDER_URL", web.url)
     monkeypatch.setenv("OUTRIDER_KEY", web.key)
@@ -190,8 +197,11 @@ def test_publishing_signs_what_is_not_signed(
 
 
 def test_publishing_without_signature_or_key(web: Any, make_bundle: Callable[..., Path]) -> None:
-    with pytest.raises(UnsignedError):
-        publish_main([str(make_bundle()), "--url", web.url, "--api-key", web.key])
+    arguments = [str(make_bundle()), "--url", web.url, "--api-key", web.key]
+    with pytest.raises(UnsignedError, match="is not signed"):
+        publish_main(arguments)
+    write_key_pair(web.publisher, default_key_path().parent, "publisher")
+    assert publish_main(arguments) == 0  # by the key that 'outrider keys init' makes
 
 
 def test_a_stale_or_foreign_signature_is_replaced(web: Any, make_bundle: Callable[..., Path]) -> None:

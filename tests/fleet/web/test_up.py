@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from outrider.fleet.auth import read_key_file
 from outrider.fleet.server import bind
 from outrider.runtime.api_client import FleetClient
+from outrider.runtime.api_client.connect import read_key_file
 from outrider.runtime.errors import BadConfigError, PortInUseError
 
 pytestmark = pytest.mark.system

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,10 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
+from outrider.runtime.api_client.connect import connect, connection_options
+from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK, UsageError
+from outrider.runtime.trust.cli import default_key_path
 from outrider.trainer.experiment import Run
 from outrider.trainer.progress import Progress
 
@@ -37,19 +38,16 @@ def worker(argv: Sequence[str]) -> int:
     """`outrider worker`: do retrain Jobs until it is stopped."""
     arguments = _worker_parser().parse_args(argv)
     recipes = dict(_assignment(text) for text in arguments.recipe)
-    key = arguments.key or os.environ.get("OUTRIDER_KEY")
-    if not key:
-        raise UsageError("the worker needs an API key", hint="--key, or OUTRIDER_KEY in the environment")
-    from outrider.runtime.api_client import FleetClient
+    fleet = connect(arguments)
     from outrider.runtime.trust import load_private_key
     from outrider.trainer.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     log = logging.getLogger("outrider.worker")
     job_worker = Worker(
-        FleetClient(arguments.url, key),
+        fleet,
         recipes,
-        load_private_key(arguments.publisher_key),
+        load_private_key(arguments.key),
         arguments.workdir,
         poll_s=arguments.poll,
         name=arguments.name,
@@ -83,10 +81,10 @@ def run_table(run: Run) -> Table:
     return table
 
 
-def _train_parser() -> argparse.ArgumentParser:
+def _train_parser() -> Parser:
     from outrider.trainer.recipe import bundled_recipes
 
-    parser = argparse.ArgumentParser(prog="outrider train", description="Train a model from a recipe.")
+    parser = Parser(prog="outrider train", description="Train a model from a recipe.")
     parser.add_argument("recipe", help=f"a TOML file, or one that is bundled: {', '.join(bundled_recipes())}")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the model directory to write")
     parser.add_argument("--until", metavar="TIME", help="use only rows older than this (ISO 8601, UTC)")
@@ -96,15 +94,20 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _worker_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="outrider worker", description="Do the fleet's retrain Jobs.")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the fleet's API (default: %(default)s)")
-    parser.add_argument("--key", help="the API key (default: $OUTRIDER_KEY)")
+def _worker_parser() -> Parser:
+    parser = Parser(
+        prog="outrider worker", parents=[connection_options()], description="Do the fleet's retrain Jobs, until Ctrl-C."
+    )
     parser.add_argument(
         "--recipe", action="append", required=True, metavar="MODEL=RECIPE", help="which recipe retrains which model"
     )
-    parser.add_argument("--publisher-key", type=Path, required=True, help="the private key that signs bundles (PEM)")
-    parser.add_argument("--workdir", type=Path, default=Path("worker"), help="runs, models, state (default: worker)")
+    key = default_key_path()
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", default=key, help=f"the private key that signs bundles (default: {key})"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("worker"), metavar="DIR", help="runs, models, state (default: worker)"
+    )
     parser.add_argument("--poll", type=float, default=5.0, metavar="S", help="seconds between polls (default: 5)")
     parser.add_argument("--name", help="what the worker is called (default: host and process id)")
     parser.add_argument("--once", action="store_true", help="do one Job if there is one, then end")

@@ -11,21 +11,21 @@ import msgspec
 from rich.console import Console
 
 from outrider.fleet.cli import commands
-from outrider.fleet.cli.parse import Parser, connect, connection_options, parse
+from outrider.fleet.triggers import TRIGGERS
+from outrider.runtime.api_client.connect import connect, connection_options
+from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[Parser]
-    Add = Callable[[Subcommands, str, str, commands.Command], argparse.ArgumentParser]
+    Add = Callable[[Subcommands, str, str, commands.Command], Parser]
 
 PIPE_WIDTH = 400
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one fleet command; its answer goes to standard output."""
-    arguments = parse(_parser(), argv)
-    if arguments is None:
-        return EXIT_OK
+    arguments = _parser().parse_args(argv)
     command: commands.Command = arguments.run
     answer = command(connect(arguments), arguments)
     if arguments.json:
@@ -36,14 +36,14 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="outrider fleet", description="Look at the fleet and steer it.")
     top = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = connection_options("--key", "--api-key")
+    common = connection_options()
     common.add_argument("--json", action="store_true", help="print the answer as JSON")
 
-    def add(group: Subcommands, name: str, text: str, run: commands.Command) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = group.add_parser(name, help=text, description=text, parents=[common])
+    def add(group: Subcommands, name: str, text: str, run: commands.Command) -> Parser:
+        made: Parser = group.add_parser(name, help=text, description=_sentence(text), parents=[common])
         made.set_defaults(run=run)
         return made
 
@@ -57,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--rollout", type=int, help="of this rollout only")
     events.add_argument("--limit", type=int, default=1000, help="at most so many (default: 1000)")
     drift = add(top, "drift", "show drift events, and the profiles of a model", commands.drift)
-    drift.add_argument("model", nargs="?", help="the model's name")
-    add(top, "performance", "show accuracy on delayed labels", commands.performance).add_argument("model")
+    drift.add_argument("model", nargs="?", metavar="MODEL", help="the model's name (default: drift events of all)")
+    add(top, "performance", "show accuracy on delayed labels", commands.performance).add_argument(
+        "model", metavar="MODEL", help="the model's name"
+    )
     add(top, "triggers", "list triggers", commands.triggers)
     _add_trigger(top, add)
     add(top, "jobs", "list retrain Jobs", commands.jobs)
@@ -70,14 +72,18 @@ def _parser() -> argparse.ArgumentParser:
         "--known-head", metavar="HASH", help="with --verify: a head kept elsewhere, to find a cut-off end"
     )
     lineage = add(top, "lineage", "show what a release was made from and where it went", commands.lineage)
-    lineage.add_argument("release", metavar="NAME:VERSION")
+    lineage.add_argument("release", metavar="NAME:VERSION", help="the release")
     _add_token(top, add)
     _add_device(top, add)
     return parser
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _group(top: Subcommands, name: str, text: str) -> Subcommands:
-    made = top.add_parser(name, help=text, description=text)
+    made = top.add_parser(name, help=text, description=_sentence(text))
     subcommands: Subcommands = made.add_subparsers(required=True, metavar="COMMAND")
     return subcommands
 
@@ -97,32 +103,33 @@ def _add_rollout(top: Subcommands, add: Add) -> None:
     create.add_argument("--attempts", type=int, help="tries for a device that fails")
     create.add_argument("--abort-percent", type=float, help="abort above so many percent of failures")
     create.add_argument("--abort-minimum", type=int, help="… once at least so many have failed")
-    add(group, "show", "show a rollout and its deployments", commands.show_rollout).add_argument("id", type=int)
+    show = add(group, "show", "show a rollout and its deployments", commands.show_rollout)
+    show.add_argument("id", type=int, metavar="ROLLOUT")
     for name, text, run in (
         ("pause", "give no further device the bundle", commands.pause_rollout),
         ("resume", "go on with a paused rollout", commands.resume_rollout),
         ("abort", "end a rollout for good", commands.abort_rollout),
     ):
         made = add(group, name, text, run)
-        made.add_argument("id", type=int)
+        made.add_argument("id", type=int, metavar="ROLLOUT")
         made.add_argument("--reason", default="", help="for the audit log")
 
 
 def _add_trigger(top: Subcommands, add: Add) -> None:
     group = _group(top, "trigger", "create a trigger")
     create = add(group, "create", "store a rule that opens retrain Jobs", commands.create_trigger)
-    create.add_argument("name")
-    create.add_argument("--model", required=True)
-    create.add_argument("--kind", required=True, help="accuracy or drift")
+    create.add_argument("name", metavar="NAME", help="what the trigger is called")
+    create.add_argument("--model", required=True, help="the model's name")
+    create.add_argument("--kind", required=True, help=" or ".join(TRIGGERS))
     create.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the kind, for example floor=0.93"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the kind, such as floor=0.93"
     )
 
 
 def _add_job(top: Subcommands, add: Add) -> None:
     group = _group(top, "job", "open a Job")
     made = add(group, "open", "open a retrain Job by hand", commands.open_job)
-    made.add_argument("--model", required=True)
+    made.add_argument("--model", required=True, help="the model's name")
     made.add_argument("--reason", default="", help="for the worker and the audit log")
 
 
@@ -135,7 +142,7 @@ def _add_token(top: Subcommands, add: Add) -> None:
 
 def _add_device(top: Subcommands, add: Add) -> None:
     group = _group(top, "device", "show or resolve a device")
-    add(group, "show", "show a device", commands.show_device).add_argument("id")
+    add(group, "show", "show a device", commands.show_device).add_argument("id", metavar="DEVICE")
     resolve = add(group, "resolve", "clear a device's flag", commands.resolve_device)
-    resolve.add_argument("id")
+    resolve.add_argument("id", metavar="DEVICE")
     resolve.add_argument("--reason", default="", help="for the audit log")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from outrider.fleet.cli.parse import Parser, connect, connection_options, parse
+from outrider.runtime.api_client.connect import connect, connection_options
+from outrider.runtime.arguments import Parser
 from outrider.runtime.bundle import open_bundle
 from outrider.runtime.errors import EXIT_OK, DigestMismatchError, TrustError, UnsignedError
 from outrider.runtime.trust import (
@@ -23,14 +23,13 @@ from outrider.runtime.trust import (
     sign_bundle,
     verify_bundle,
 )
+from outrider.runtime.trust.cli import default_key_path
 from outrider.runtime.trust.statements import signature_path
 
 
 def main(argv: Sequence[str]) -> int:
     """Sign, upload, and print the release."""
-    arguments = parse(_parser(), argv)
-    if arguments is None:
-        return EXIT_OK
+    arguments = _parser().parse_args(argv)
     client = connect(arguments)
     key = None if arguments.key is None else load_private_key(arguments.key)
     console = Console(highlight=False)
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 def signature(path: Path, key: PrivateKey | None) -> Envelope:
     """The bundle's signature: the one beside it where it holds (by `key`, if given), else a new one by `key`.
 
-    Raises UnsignedError where there is none and no key to make one.
+    An unsigned bundle is signed by the default key where no other is given. Raises UnsignedError where there is none.
     """
     bundle = open_bundle(path)
     beside = signature_path(path)
@@ -66,20 +65,29 @@ def signature(path: Path, key: PrivateKey | None) -> Envelope:
             pass  # by another key, or over an earlier build of the file
         else:
             return envelope
-    if key is None:
-        raise UnsignedError(
-            f"{path} is not signed", hint="give a key with --key, or make one with 'outrider keys init'"
-        )
+    key = key or _default_key(path)
     manifest = bundle.manifest
     return sign_bundle(path, name=manifest.name, version=manifest.version, target=manifest.target, key=key)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _default_key(bundle: Path) -> PrivateKey:
+    path = default_key_path()
+    if not path.exists():
+        raise UnsignedError(
+            f"{bundle} is not signed", hint="give a key with --key, or make one with 'outrider keys init'"
+        )
+    return load_private_key(path)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="outrider publish",
-        parents=[connection_options("--api-key")],
+        parents=[connection_options()],
         description="Sign bundles and publish them to the fleet's registry.",
     )
     parser.add_argument("bundle", type=Path, nargs="+", help="bundles (.orb), one a target")
-    parser.add_argument("--key", type=Path, help="the publisher's private key, to sign what is not signed by it")
+    default = default_key_path()
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help=f"sign by this private key; what is not signed at all, by {default}"
+    )
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
 import threading
@@ -13,9 +12,9 @@ from types import FrameType
 
 from rich.console import Console
 
-from outrider.fleet.cli.parse import Parser, parse
 from outrider.fleet.service import Fleet, Interrupted, running
 from outrider.fleet.settings import load_settings
+from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, UnavailableError
 
 _FLAGS = ("data_dir", "database", "host", "port", "public_url", "tenant", "broker", "broker_host", "broker_port")
@@ -23,9 +22,7 @@ _FLAGS = ("data_dir", "database", "host", "port", "public_url", "tenant", "broke
 
 def main(argv: Sequence[str]) -> int:
     """Run broker, manager and API until SIGINT or SIGTERM; no process is left behind."""
-    arguments = parse(_parser(), argv)
-    if arguments is None:
-        return EXIT_OK
+    arguments = _parser().parse_args(argv)
     settings = load_settings(arguments.config, overrides={name: getattr(arguments, name) for name in _FLAGS})
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     console = Console(highlight=False)
@@ -86,7 +83,7 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="outrider up", description="Start the fleet on this machine: broker, manager and HTTP API.")
     parser.add_argument("--config", type=Path, help="a TOML file with these and further settings")
     parser.add_argument("--data-dir", type=Path, help="where everything is kept (default: outrider-data)")

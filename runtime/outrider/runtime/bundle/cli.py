@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from outrider.runtime.arguments import Parser
 from outrider.runtime.bundle.manifest import ArtifactEntry, CandidateRecord, Manifest, TensorSpec
 from outrider.runtime.bundle.reader import Bundle, open_bundle
 from outrider.runtime.bundle.signed import check_signature
@@ -28,11 +28,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 def inspect(argv: Sequence[str]) -> int:
     """`outrider inspect x.orb`: exit code 0 where the whole bundle is sound, and signed if that was asked for."""
-    parser = argparse.ArgumentParser(prog="outrider inspect", description="Check a bundle and show what it holds.")
+    parser = Parser(prog="outrider inspect", description="Check a bundle and show what it holds.")
     parser.add_argument("bundle", type=Path, help="the .orb file")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--trust", type=Path, metavar="DIR", help="check the signature: a trust store or a .pub file")
-    arguments = parser.parse_args(list(argv))
+    arguments = parser.parse_args(argv)
     bundle = open_bundle(arguments.bundle)
     found = Inspection(
         path=str(bundle.path),

@@ -190,7 +190,7 @@ def start_worker(stage: Stage, fleet: FleetClient, scenario: Scenario) -> None:
             "worker",
             *("--url", fleet.base_url),
             *("--recipe", f"{scenario.model}={stage.folder / 'recipe.toml'}"),
-            *("--publisher-key", str(stage.folder / "keys" / "publisher.key")),
+            *("--key", str(stage.folder / "keys" / "publisher.key")),
             *("--workdir", str(stage.folder / "worker")),
             *("--poll", "0.5"),
         ],
