@@ -84,6 +84,22 @@ def test_unknown_fields_and_versions_are_refused() -> None:
             decode(msgspec.json.encode(message | wrong), messages.Presence)
 
 
+def test_what_a_device_says_of_itself_is_bounded() -> None:
+    message = {"v": 1, "boot_id": "b", "session": "s", "online": True, "at": 0.0}
+    for field in ("boot_id", "session"):
+        with pytest.raises(BadMessageError, match=field):
+            decode(msgspec.json.encode(message | {field: "x" * 129}), messages.Presence)
+    disk, target = {"total": 1, "free": 1}, {"name": "h", "arch": "x86_64", "triple": "t"}
+    state = {"v": 1, "boot_id": "b", "seq": 1, "at": 0.0, "revision": 0, "disk": disk, "runtime": "", "target": target}
+    for count in (64, 65):
+        data = msgspec.json.encode(state | {"slots": {str(number): {} for number in range(count)}})
+        if count == 64:
+            assert len(decode(data, messages.Reported).slots) == count
+            continue
+        with pytest.raises(BadMessageError, match="slots"):
+            decode(data, messages.Reported)
+
+
 def test_control_is_json_and_bulk_is_messagepack() -> None:
     block = messages.Block(v=1, index=0, data=b"\x00" * 100)
     assert len(encode(block)) < 130

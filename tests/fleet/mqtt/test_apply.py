@@ -24,10 +24,11 @@ from outrider.fleet.db import (
 )
 from outrider.fleet.manager.apply import Known, apply_event, apply_reported
 from outrider.fleet.manager.identity import PresenceBook
-from outrider.fleet.manager.ingest import Ingest
+from outrider.fleet.manager.ingest import BATCH, Ingest
 from outrider.fleet.manager.link import Incoming
 from outrider.runtime.errors import UnavailableError
 from outrider.runtime.messages import BundleRef, Disk, Event, Presence, Reported, SlotReport, State, encode
+from outrider.runtime.messages.payloads import MAX_SLOTS
 from outrider.runtime.target import Target
 
 HOST = Target(name="host", arch="x86_64", triple="x86_64-linux-gnu")
@@ -283,6 +284,26 @@ def test_nothing_is_acknowledged_before_it_is_stored(shared: Database, monkeypat
     _until(lambda: acked)
     ingest.stop()
     assert state_of(shared, device) == "OFFERED"
+
+
+def test_a_device_that_reports_ever_so_many_slots_holds_up_no_other(
+    shared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of a batch's messages become variables of one query, and a database takes only so many."""
+    monkeypatch.setattr("outrider.fleet.manager.ingest.RETRY_S", 0.05)
+    hostile, honest, acked = new_device(shared), new_device(shared), []
+    ingest = Ingest(shared, ack=acked.append, on_block=lambda *_: None, on_change=lambda: None)
+    for mid in range(30):
+        jobs = range(mid * 9000, (mid + 1) * 9000)
+        slots = {f"{job:x}": SlotReport(job=str(job + 10)) for job in jobs}
+        message = msgspec.structs.replace(reported(mid, "COMMITTED"), slots=slots)
+        ingest.put(Incoming(1, mid, f"or1/acme/{hostile}/up/reported", encode(message), again=False))
+    ingest.put(Incoming(1, 99, f"or1/acme/{honest}/up/evt", encode(step(1, "OFFERED")), again=False))
+    ingest.start()
+    _until(lambda: len(acked) == 31)
+    ingest.stop()
+    assert state_of(shared, honest) == "OFFERED"
+    assert BATCH * (MAX_SLOTS + 1) < 32_766  # SQLite's least limit on variables
 
 
 def _until(condition: object) -> None:

@@ -19,6 +19,9 @@ VERSION = 1
 BLOCK_BYTES = 128 * 1024
 MAX_DESIRED_BYTES = 8 * 1024
 
+# What a device says of itself is bounded in number and length: the fleet keeps it, and looks it up.
+MAX_SLOTS = 64
+Label = Annotated[str, Meta(max_length=128)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Version = Literal[1]
 
@@ -130,8 +133,8 @@ class Presence(_Message, frozen=True, kw_only=True):
     """Whether the device is there; `online: false` is its will."""
 
     v: Version
-    boot_id: str
-    session: str
+    boot_id: Label
+    session: Label
     online: bool
     at: float
 
@@ -140,8 +143,8 @@ class BundleRef(_Message, frozen=True, kw_only=True):
     """A bundle in a slot."""
 
     sha256: Sha256
-    name: str
-    version: str
+    name: Label
+    version: Label
 
 
 class SlotReport(_Message, frozen=True, kw_only=True):
@@ -151,7 +154,7 @@ class SlotReport(_Message, frozen=True, kw_only=True):
     previous: BundleRef | None = None
     staging: BundleRef | None = None
     state: State | None = None
-    job: str | None = None
+    job: Label | None = None
     attempt: int | None = None
 
 
@@ -166,13 +169,13 @@ class Reported(_Message, frozen=True, kw_only=True):
     """The device's whole state, retained. `revision` is the last desired revision that it applied."""
 
     v: Version
-    boot_id: str
+    boot_id: Label
     seq: int
     at: float
     revision: int
-    slots: dict[str, SlotReport]
+    slots: Annotated[dict[str, SlotReport], Meta(max_length=MAX_SLOTS)]
     disk: Disk
-    runtime: str
+    runtime: Label
     target: Target
 
 
@@ -180,16 +183,16 @@ class Event(_Message, frozen=True, kw_only=True):
     """One step of the update state machine. `reason` is a short machine-readable code, `detail` says it in words."""
 
     v: Version
-    boot_id: str
+    boot_id: Label
     seq: int
     at: float
-    slot: str
-    job: str
+    slot: Label
+    job: Label
     attempt: int
     from_state: State | None
     to_state: State
     bundle: Sha256
-    reason: str = ""
+    reason: Label = ""
     detail: str = ""
 
 
@@ -197,9 +200,9 @@ class Stat(_Message, frozen=True, kw_only=True):
     """One window of counts. `window` is an encoded `outrider.runtime.profile.Window`."""
 
     v: Version
-    boot_id: str
+    boot_id: Label
     seq: int
-    slot: str
+    slot: Label
     bundle: Sha256
     start: float
     end: float
@@ -220,9 +223,9 @@ class Predictions(_Message, frozen=True, kw_only=True):
     """A batch of predictions by one bundle."""
 
     v: Version
-    boot_id: str
+    boot_id: Label
     seq: int
-    slot: str
+    slot: Label
     bundle: Sha256
     predictions: tuple[Prediction, ...]
 
