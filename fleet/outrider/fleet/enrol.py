@@ -20,6 +20,8 @@ from outrider.runtime.errors import BadMessageError, OutriderError, TrustError
 from outrider.runtime.messages import Address
 from outrider.runtime.trust import BUNDLE_TYPE, DESIRED_TYPE, TrustStore
 
+# Tests of all devices together are kept under this name, beside those of each device.
+RESERVED_NAMES = frozenset({"fleet"})
 _AGAIN = "make a new one with 'outrider fleet token create'"
 
 
@@ -99,10 +101,10 @@ def _usable_token(session: Session, token: str, *, now: float, lock: bool = Fals
 
 
 def _free_id(session: Session, tenant: str, name: str) -> str:
-    """The asked name where it is free, with a random end where it is taken, or a random one."""
+    """The asked name where it is free and not reserved, with a random end where it is not, or a random one."""
     if name:
         Address(tenant=tenant, device=name)  # raises BadMessageError for what cannot be part of a topic
-        if session.get(DeviceRow, name) is None:
+        if name not in RESERVED_NAMES and session.get(DeviceRow, name) is None:
             return name
         if len(name) > 55:
             raise BadMessageError(f"the name {name!r} is taken, and too long to be made different")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from outrider.fleet.db import DeviceBootRow, DeviceRow
+from outrider.fleet.enrol import RESERVED_NAMES
+from outrider.fleet.manager.drift import FLEET
 from outrider.runtime.api_client import EnrolRequest, FleetClient
 from outrider.runtime.errors import BadMessageError, ConflictError, NotFoundError, TrustError, UnavailableError
 from outrider.runtime.target import Target
@@ -64,6 +67,11 @@ def test_a_taken_name_gets_an_end_of_its_own(web: Any) -> None:
     assert second.device.startswith("till-7-")
     assert {device.name for device in web.client.devices()} == {"till-7"}
     assert first.secret != second.secret
+
+
+def test_no_device_takes_the_name_under_which_all_are_tested_together(web: Any) -> None:
+    assert FLEET in RESERVED_NAMES
+    assert re.fullmatch("fleet-[0-9a-f]{8}", web.enrol(FLEET).device)
 
 
 def test_no_name_gets_a_random_one(web: Any) -> None:
