@@ -159,6 +159,22 @@ def test_key_files(algorithm: Algorithm, tmp_path: Path) -> None:
     assert load_private_key(private).public.keyid == key.public.keyid
 
 
+def test_a_key_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a key would be neither usable nor replaced."""
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_key_pair(generate_key(), tmp_path / "keys", "fleet")
+    assert not list((tmp_path / "keys").iterdir())
+    monkeypatch.undo()
+    private, _ = write_key_pair(generate_key(), tmp_path / "keys", "fleet")
+    load_private_key(private)
+    assert sorted(path.name for path in private.parent.iterdir()) == ["fleet.key", "fleet.pub"]
+
+
 def test_what_is_no_key(tmp_path: Path) -> None:
     path = tmp_path / "x.pub"
     with pytest.raises(errors.NotFoundError):

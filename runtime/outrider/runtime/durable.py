@@ -70,6 +70,22 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         file.write(data)
 
 
+def write_new_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Make a file, whole or not at all, where there is none yet. Raises FileExistsError and leaves that one alone."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # a rename would replace what is there
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A file to write (and read back) that takes `path`'s place when the block ends well, and is gone otherwise.

@@ -6,7 +6,6 @@ A key's id is the SHA-256 of its DER SubjectPublicKeyInfo, in hex, so it never d
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from outrider.runtime.durable import write_file
+from outrider.runtime.durable import write_file, write_new_file
 from outrider.runtime.errors import BadInputError, ConflictError, NotFoundError
 
 Algorithm = Literal["ed25519", "p256"]
@@ -119,15 +118,11 @@ def write_key_pair(key: PrivateKey, folder: Path, name: str) -> tuple[Path, Path
     folder.mkdir(parents=True, exist_ok=True)
     private, public = folder / f"{name}.key", folder / f"{name}.pub"
     try:
-        handle = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_new_file(private, key.pem().encode("ascii"), mode=0o600)
     except FileExistsError as e:
         raise ConflictError(
             f"{private} already exists", hint="keys are never overwritten; choose another folder"
         ) from e
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(key.pem())
-        file.flush()
-        os.fsync(file.fileno())
     write_file(public, key.public.pem().encode("ascii"))
     return private, public
 
