@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
         Store(tmp_path / "file" / "state")
+
+
+def test_what_waits_for_the_fleet_is_not_for_other_users(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        store = Store(tmp_path / "state")
+        store.outbox.put("pred", b"a prediction")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in store.folder.glob("device.db*")}
+        store.close()
+    finally:
+        os.umask(before)
+    assert modes == {"device.db": 0o600, "device.db-wal": 0o600}
 
 
 def test_a_journal_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:

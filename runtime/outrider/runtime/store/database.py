@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from outrider.runtime.durable import storage_errors
 from outrider.runtime.errors import StorageError, StorageFullError
 
 T = TypeVar("T")
@@ -114,6 +115,10 @@ class Database:
             self._connection.execute("ROLLBACK")
 
     def _open(self) -> sqlite3.Connection:
+        # What waits in it, predictions by id among others, is not for other users; SQLite would follow the umask, and
+        # gives its other files this one's permissions.
+        with storage_errors(f"open {self._path.name}"):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
