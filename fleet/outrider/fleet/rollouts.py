@@ -208,7 +208,7 @@ class _Round:
     def _open_wave(self) -> None:
         waiting = [member for member in self.members.values() if self._awaits(member)]
         ready = sorted((m for m in waiting if m.online), key=lambda member: order(self.rollout.seed, member.id))
-        canary = [item for item in self.placed.values() if item.wave == CANARY_WAVE and item.state != "SUPERSEDED"]
+        canary = [item for item in self.placed.values() if item.wave == CANARY_WAVE and self._speaks(item)]
         if len(canary) < self.rollout.canary:
             for member in ready[: self.rollout.canary - len(canary)]:
                 self._assign(member, CANARY_WAVE)
@@ -216,6 +216,10 @@ class _Round:
             wave = max((item.wave for item in self.placed.values()), default=CANARY_WAVE) + 1
             for member in ready[: self._room()]:
                 self._assign(member, max(wave, CANARY_WAVE + 1))
+
+    def _speaks(self, item: Placed) -> bool:
+        """Whether a canary tells, or will tell, how the bundle does. In place of others another device is taken."""
+        return item.state != "SUPERSEDED" and (item.settled or not self.members[item.device].flagged)
 
     def _room(self) -> int | None:
         if self.settings.max_in_flight is None:

@@ -263,6 +263,22 @@ def test_flagged_devices_are_withheld_and_nothing_waits_for_them() -> None:
     assert [item.device for item in run.step().give] == ["d2"]
 
 
+def test_a_canary_that_is_flagged_in_the_middle_is_replaced() -> None:
+    run = world(4)
+    (first,) = run.step().give
+    change(run, first.device, flagged=True)
+    (second,) = run.step().give
+    assert (second.wave, second.device != first.device) == (0, True)
+    assert not run.step().give  # nothing goes further before this one has committed
+    for name in set(run.members) - {first.device}:
+        assert name == second.device or name not in run.exposed
+    run.placed[second.device] = msgspec.structs.replace(run.placed[second.device], state="COMMITTED")
+    assert {item.device for item in run.step().give} == set(run.members) - {first.device, second.device}
+    for name in set(run.members) - {first.device}:
+        run.placed[name] = msgspec.structs.replace(run.placed[name], state="COMMITTED")
+    assert run.step().state == "DONE"
+
+
 def test_a_device_without_a_bundle_is_recorded_and_served_once_there_is_one() -> None:
     run = world(2)
     change(run, "d1", bundle=None, refusal="no bundle for armv7")
