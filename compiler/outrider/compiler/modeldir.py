@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -29,6 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.runtime.durable import fsync_folder, write_file
 from outrider.runtime.errors import BadModelError, NotFoundError, StorageError
 from outrider.runtime.features.plan import FeaturePlan
 
@@ -117,7 +117,7 @@ def write_model_dir(
         staging.mkdir(parents=True)
         for name, data in files.items():
             if data is not None:
-                _write(staging / name, data)
+                write_file(staging / name, data)
         _publish(staging, location)
     except OSError as e:
         raise StorageError(f"cannot write {location}: {e.strerror}") from e
@@ -225,13 +225,6 @@ def _optional(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _publish(staging: Path, location: Path) -> None:
     """Put the finished folder in place. A folder cannot be renamed over a full one: the old one steps aside first."""
     aside = location.with_name(f"{staging.name}.old")
@@ -244,8 +237,4 @@ def _publish(staging: Path, location: Path) -> None:
             aside.rename(location)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-    handle = os.open(location.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_folder(location.parent)

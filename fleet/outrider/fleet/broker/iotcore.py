@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from outrider.fleet.broker import LOOPBACK, MAX_PACKET_BYTES, Kind
 from outrider.fleet.broker.connack import ACCEPTED, connect_reason
-from outrider.fleet.broker.ports import write_atomically
 from outrider.fleet.broker.supervise import Supervisor
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import BadConfigError
 from outrider.runtime.messages import UP_FILTER
 
@@ -92,7 +92,7 @@ class IotcoreBroker:
     def start(self) -> None:
         """Write the configuration, start, and wait until it answers."""
         text = _CONFIGURATION.format(host=self.host, port=self.port, packet=MAX_PACKET_BYTES)
-        write_atomically(self._configuration, text.encode(), mode=0o600)
+        write_file(self._configuration, text.encode(), mode=0o600)
         log.warning(
             "the broker is iotcore: it checks no password and no topic, so any program on this machine can read and "
             "forge messages; install Mosquitto to isolate devices"

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 from outrider.fleet.broker import MAX_PACKET_BYTES, Kind, reachable
 from outrider.fleet.broker.connack import ACCEPTED, connect_reason
-from outrider.fleet.broker.ports import write_atomically
 from outrider.fleet.broker.supervise import Supervisor
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import BadInputError, NotFoundError, UnavailableError
 from outrider.runtime.messages import ROOT, shared_up_filter
 
@@ -110,8 +110,8 @@ class MosquittoBroker:
     def start(self) -> None:
         """Write the configuration, start, and wait until the manager's account is accepted."""
         self._accounts.change({self.manager_username: self.manager_password})
-        write_atomically(self._folder / "access", _ACCESS_LIST.encode(), mode=0o600)
-        write_atomically(self._folder / "mosquitto.conf", self._configuration().encode(), mode=0o600)
+        write_file(self._folder / "access", _ACCESS_LIST.encode(), mode=0o600)
+        write_file(self._folder / "mosquitto.conf", self._configuration().encode(), mode=0o600)
         self._supervisor.start()
 
     def stop(self) -> None:
@@ -197,7 +197,7 @@ class PasswordFile:
                 self._lines[WITNESS] = hash_password(witness)
                 text = "".join(f"{name}:{digest}\n" for name, digest in self._lines.items())
                 version = self._version
-            write_atomically(self._path, text.encode("utf-8"), mode=0o600)
+            write_file(self._path, text.encode("utf-8"), mode=0o600)
             self._written, self.witness = version, witness
 
 
@@ -228,7 +228,7 @@ def _share_name(path: Path) -> str:
         name = ""
     if not name:
         name = secrets.token_hex(16)
-        write_atomically(path, name.encode("ascii"), mode=0o600)
+        write_file(path, name.encode("ascii"), mode=0o600)
     return name
 
 

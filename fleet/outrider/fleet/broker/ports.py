@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from pathlib import Path
 
+from outrider.runtime.durable import write_file
 from outrider.runtime.errors import BadConfigError, PortInUseError
 
 
@@ -20,23 +20,8 @@ def stable_port(record: Path, host: str, wanted: int | None) -> int:
         port = wanted
     else:
         port = _recorded(record, host) or _bind(host, 0)
-    write_atomically(record, f"{port}\n".encode(), mode=0o644)
+    write_file(record, f"{port}\n".encode())
     return port
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
-    """Replace a file as one step: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _recorded(record: Path, host: str) -> int | None:

@@ -41,6 +41,7 @@ class OnnxEngine(Engine):
             ) from e
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SEVERITY_ERROR
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # as every candidate was measured
         try:
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # the binding raises one class a status code, with no common base but Exception
