@@ -38,7 +38,7 @@ from outrider.fleet.predictions import store_labels
 from outrider.fleet.settings import FleetSettings
 from outrider.runtime.bundle import Manifest
 from outrider.runtime.messages import Prediction, Predictions, Stat
-from outrider.runtime.profile import Counter, encode_baseline, encode_window, learn_baseline
+from outrider.runtime.profile import Baseline, Counter, encode_baseline, encode_window, learn_baseline
 from outrider.runtime.target import Target
 
 RNG = np.random.default_rng(3)
@@ -63,7 +63,7 @@ class World:
                     )
                 )  # fmt: skip
 
-    def release(self, version: str, *, state: str = "RUNNING") -> str:
+    def release(self, version: str, *, state: str = "RUNNING", baseline: Baseline = BASELINE) -> str:
         sha256 = version.rjust(64, "0")
         with self.database.session() as session:
             release = ReleaseRow(name="fraud", version=version, created=0.0)
@@ -73,7 +73,7 @@ class World:
                 BundleRow(
                     sha256=sha256, size=1, name="fraud", version=version, target="host", envelope="{}", path="x",
                     manifest=msgspec.to_builtins(self.manifest("fraud", version, "host")), release=release.number,
-                    baseline=encode_baseline(BASELINE), created=0.0,
+                    baseline=encode_baseline(baseline), created=0.0,
                 )
             )  # fmt: skip
             session.add(
@@ -83,13 +83,22 @@ class World:
             )
         return sha256
 
-    def window(self, bundle: str, device: str, *, shift: float = 0.0, rows: int = 1000, bad: bool = False) -> None:
-        counter = Counter(BASELINE)
+    def window(
+        self,
+        bundle: str,
+        device: str,
+        *,
+        shift: float = 0.0,
+        rows: int = 1000,
+        bad: bool = False,
+        baseline: Baseline = BASELINE,
+    ) -> None:
+        counter = Counter(baseline)
         values = RNG.normal(size=(rows, 2)).astype(np.float32)
         values[:, 0] += shift
         counter.observe(values, None)
         number = next(_numbers)
-        payload = b"\x01broken" if bad else encode_window(counter.take(self.now, self.now + 60), BASELINE)
+        payload = b"\x01broken" if bad else encode_window(counter.take(self.now, self.now + 60), baseline)
         with self.database.session() as session:
             session.add(
                 WindowRow(
@@ -179,6 +188,18 @@ def test_a_step_that_fails_before_its_commit_is_made_again_whole(world: World, m
             world.evaluate()
     world.evaluate()
     assert world.states()["fleet", bundle].total.rows == 100
+
+
+def test_a_baseline_that_cannot_be_tested_does_not_hold_up_the_others(world: World) -> None:
+    values = RNG.normal(size=(20_000, 2)).astype(np.float32)
+    odd = learn_baseline(values, ("amount", "(score)"), RNG.random(20_000))  # the name of the score's own test
+    untested, tested = world.release("1", baseline=odd), world.release("2")
+    for _ in range(2):
+        world.window(untested, "a", baseline=odd)
+        world.window(tested, "a", rows=100)
+        world.evaluate()
+    rows = {scope: state.total.rows for scope, state in world.states().items()}
+    assert rows == {("fleet", tested): 200, ("a", tested): 200}
 
 
 def test_drift_is_one_event_a_feature_and_names_since_when_and_how_large(world: World) -> None:

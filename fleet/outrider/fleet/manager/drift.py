@@ -116,9 +116,13 @@ class DriftEvaluator:
                 continue
             batch.baselines[row.bundle], batch.models[row.bundle] = entry.baseline, entry.facts.name
             batch.readings[row.bundle].append(Reading(row.device, window, _active(session, row)))
-        for bundle, readings in batch.readings.items():
-            for scope in (FLEET, *dict.fromkeys(reading.device for reading in readings)):
-                batch.states[scope, bundle] = self._state(session, batch, scope, bundle)
+        for bundle, readings in list(batch.readings.items()):
+            try:
+                for scope in (FLEET, *dict.fromkeys(reading.device for reading in readings)):
+                    batch.states[scope, bundle] = self._state(session, batch, scope, bundle)
+            except BadDataError as e:  # one baseline that cannot be tested must not hold up the others
+                log.error("the windows of bundle %s are not tested: %s", bundle[:16], e)
+                del batch.readings[bundle]
         return batch
 
     def _state(self, session: Session, batch: Batch, scope: str, bundle: str) -> MonitorState:
