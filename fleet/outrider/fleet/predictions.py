@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.orm import Session
 
 from outrider.fleet.db import PredictionRow, WaitingLabelRow
@@ -22,6 +22,7 @@ def store_predictions(session: Session, device: str, message: Predictions, *, no
 
     An id that is known already is left as it is, so a batch may be applied twice.
     """
+    _take_turns(session)
     fresh = {item.id: item for item in message.predictions}
     for known in _chunks(list(fresh)):
         for identifier in session.scalars(select(PredictionRow.id).where(PredictionRow.id.in_(known))):
@@ -51,6 +52,7 @@ def store_labels(session: Session, labels: Mapping[str, int | float | str], *, n
 
     A second label for the same prediction is ignored once the first is joined, and replaces a waiting one.
     """
+    _take_turns(session)
     joined = 0
     waiting: dict[str, str] = {key: canonical(label) for key, label in labels.items()}
     for chunk in _chunks(list(waiting)):
@@ -73,6 +75,12 @@ def canonical(value: int | float | str) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def _take_turns(session: Session) -> None:
+    """Let no two transactions join at once: neither would see what the other has not committed yet."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite's write lock is held already
+        session.execute(text("LOCK TABLE waiting_labels IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _take_waiting(session: Session, identifiers: Sequence[str]) -> dict[str, str]:

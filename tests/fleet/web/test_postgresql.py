@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from outrider.fleet import audit
-from outrider.fleet.db import Database, DeploymentRow
-from outrider.fleet.predictions import store_predictions
+from outrider.fleet.db import Database, DeploymentRow, PredictionRow
+from outrider.fleet.predictions import store_labels, store_predictions
 from outrider.runtime.api_client import LabelItem, RolloutRequest, TriggerSpec
 from outrider.runtime.errors import ConflictError
 from outrider.runtime.messages import Predictions
@@ -92,3 +93,33 @@ def test_two_uploads_of_the_same_bundle_at_once(
         thread.join()
     assert len(answers) == 3
     assert len(set(answers)) == 1
+
+
+def test_a_label_and_its_prediction_at_the_same_moment_are_joined(
+    on_postgres: Database, serve: Callable[[Database], Any], predictions: Callable[..., Predictions]
+) -> None:
+    """Neither transaction sees what the other has not committed yet."""
+    web = serve(on_postgres)
+    bundle, device = web.published(name="moment"), web.enrol("till-moment").device
+    ids = [f"moment-{number}" for number in range(20)]
+    for number, identifier in enumerate(ids):
+        stored, labelled = threading.Event(), threading.Event()
+
+        batch = predictions(bundle.sha256, (identifier, 1), seq=number)
+
+        def store(batch: Predictions = batch, stored: Any = stored, labelled: Any = labelled) -> None:
+            with on_postgres.session() as session:
+                store_predictions(session, device, batch, now=1.0)
+                stored.set()
+                labelled.wait(0.1)
+
+        writer = threading.Thread(target=store)
+        writer.start()
+        stored.wait()
+        with on_postgres.session() as session:
+            store_labels(session, {identifier: 1}, now=2.0)
+        labelled.set()
+        writer.join()
+    with on_postgres.read() as session:
+        rows = session.scalars(select(PredictionRow).where(PredictionRow.id.in_(ids))).all()
+    assert [row.label for row in rows] == ["1"] * len(ids)
