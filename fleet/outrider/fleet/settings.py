@@ -63,7 +63,7 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     broker_host: str = "127.0.0.1"
     broker_port: Port | None = None
     alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.01
-    margin: Annotated[float, Meta(ge=0, lt=1)] = 0.02
+    margin: Annotated[float, Meta(gt=0, lt=1)] = 0.02
     tick_s: Positive = 1.0
     lease_s: Positive = 300.0
     desired_ttl_s: Positive = 30 * 86_400.0

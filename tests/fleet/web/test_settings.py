@@ -41,6 +41,7 @@ def test_paths_that_follow_from_the_data_folder(tmp_path: Path) -> None:
         ('port = "1"', "port"),
         ("port = 70000", "port"),
         ("alpha = 2.0", "alpha"),
+        ("margin = 0.0", "margin"),
         ('broker = "rabbit"', "broker"),
         ('tenant = "a/b"', "tenant"),
         ("data_dir = 3", "data_dir"),
