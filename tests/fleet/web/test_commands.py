@@ -16,6 +16,7 @@ from outrider.fleet.cli.publish import signature
 from outrider.fleet.db import DeviceRow
 from outrider.runtime.cli import main
 from outrider.runtime.errors import (
+    BadDataError,
     BadInputError,
     ConflictError,
     NotFoundError,
@@ -111,6 +112,33 @@ def test_retraining(web: Any, run: Run) -> None:
     assert "fraud:1" in run("performance", "fraud")
     assert "host" in run("drift", "fraud")
     assert json.loads(run("drift", "--json")) == []
+
+
+def test_labels_from_a_file(web: Any, run: Run, tmp_path: Path) -> None:
+    web.published()
+    file = tmp_path / "labels.csv"
+    file.write_text("when,id,label\n1,a-1,fraud\n2,a-2,legitimate\n")
+    assert run("labels", str(file)) == "2 labels\n"
+    assert json.loads(run("labels", str(file), "--json")) == {"accepted": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read labels"),
+        (b"", "no column 'id'"),
+        (b"id,truth\na,b\n", "no column 'label'"),
+        (b"id,label\na-1\n", "line 2"),
+        (b"id,label\n,fraud\n", "line 2"),
+        (b"id,label\n\xff,fraud\n", "cannot read labels"),
+    ],
+)
+def test_labels_that_cannot_be_read(web: Any, run: Run, tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "labels.csv"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(BadDataError, match=message):
+        run("labels", str(file))
 
 
 def test_tokens_and_the_audit_log(web: Any, run: Run) -> None:

@@ -258,10 +258,13 @@ def open_job(client: FleetClient, arguments: argparse.Namespace) -> Shown:
 
 def _jobs(found: Iterable[JobInfo]) -> Table:
     return _table(
-        ("job", "model", "state", "stage", "worker", "run", "release", "created", "finished"),
+        ("job", "model", "trigger", "state", "stage", "worker", "run", "release", "created", "finished", "detail"),
         (
-            (j.id, j.model, j.state, j.stage, j.worker, j.run_id, j.release, _when(j.created), _when(j.finished))
-            for j in found
+            (
+                *(job.id, job.model, job.trigger, job.state, job.stage, job.worker, job.run_id, job.release),
+                *(_when(job.created), _when(job.finished), job.detail),
+            )
+            for job in found
         ),
     )
 

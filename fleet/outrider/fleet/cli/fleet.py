@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
 
 from outrider.fleet.cli import commands
+from outrider.fleet.cli.labels import labels
 from outrider.fleet.triggers import TRIGGERS
 from outrider.runtime.api_client.connect import connect, connection_options
 from outrider.runtime.arguments import Parser
@@ -60,6 +62,9 @@ def _parser() -> Parser:
     drift.add_argument("model", nargs="?", metavar="MODEL", help="the model's name (default: drift events of all)")
     add(top, "performance", "show accuracy on delayed labels", commands.performance).add_argument(
         "model", metavar="MODEL", help="the model's name"
+    )
+    add(top, "labels", "post the truth of predictions", labels).add_argument(
+        "file", type=Path, metavar="FILE", help="CSV with the columns id and label"
     )
     add(top, "triggers", "list triggers", commands.triggers)
     _add_trigger(top, add)
