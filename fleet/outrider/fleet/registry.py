@@ -78,6 +78,8 @@ class Registry:
         other bytes are published under the same name, version and target.
         """
         bundle, signature = self._check(upload, envelope)
+        with storage_errors(f"write {upload}"):
+            fsync_file(upload)  # before the transaction: flushing gigabytes would hold up every other writer
         try:
             return self._store(upload, bundle, signature, actor=actor, now=now)
         except ConflictError:
@@ -144,7 +146,6 @@ class Registry:
         with storage_errors(f"write {place}"):
             new_folder = not place.parent.exists()
             place.parent.mkdir(exist_ok=True)
-            fsync_file(upload)
             upload.replace(place)
             fsync_folder(place.parent)
             if new_folder:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import http.client
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outrider.fleet import audit
 from outrider.fleet.artifacts import ByteRange, UnsatisfiableRange, parse_range
 from outrider.fleet.db import DeploymentRow, RolloutRow
 from outrider.runtime.api_client import RolloutRequest
@@ -25,6 +28,7 @@ from outrider.runtime.errors import (
     DigestMismatchError,
     NotFoundError,
     StorageError,
+    StorageFullError,
     UnknownKeyError,
     UnsignedError,
 )
@@ -146,6 +150,42 @@ def test_uploads_cut_short_are_cleaned_up(web: Any) -> None:
     left.write_bytes(b"x")
     web.state.registry.clean()
     assert not left.exists()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    web: Any, make_bundle: Callable[..., Path], sign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, _data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = web.state.registry.incoming
+
+    @contextlib.contextmanager
+    def incoming() -> Iterator[tuple[Path, Full]]:
+        with real() as (path, _file):
+            yield path, Full()
+
+    path = make_bundle(name="full")
+    envelope = sign(path, web.publisher)
+    monkeypatch.setattr(web.state.registry, "incoming", incoming)
+    with pytest.raises(StorageFullError, match="No space left"):
+        web.client.publish_bundle(path, envelope)
+    monkeypatch.undo()
+    assert not list((web.state.settings.bundles_dir / "incoming").iterdir())
+    assert web.client.publish_bundle(path, envelope).name == "full"
+
+
+def test_an_upload_that_is_flushed_holds_up_nobody(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def flush(_path: Path) -> None:
+        with web.state.database.session() as session:
+            written.append(audit.record(session, actor="a", action="b", subject="c", now=1.0))
+
+    monkeypatch.setattr("outrider.fleet.registry.fsync_file", flush)
+    web.published(name="slow-disk")
+    assert written
 
 
 def test_unknown_bundles(web: Any, tmp_path: Path) -> None:

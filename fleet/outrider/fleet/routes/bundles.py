@@ -19,6 +19,7 @@ from outrider.fleet.state import FleetState
 from outrider.fleet.views import bundle_info
 from outrider.runtime.api_client.types import BundleInfo
 from outrider.runtime.bundle import MAX_BUNDLE_BYTES
+from outrider.runtime.durable import storage_errors
 from outrider.runtime.errors import BadMessageError, BundleTooLargeError, NotFoundError, UnsignedError
 
 api = Records("registry")
@@ -73,8 +74,10 @@ async def _receive(request: Request, file: BinaryIO) -> None:
         size += len(chunk)
         if size > MAX_BUNDLE_BYTES:
             raise BundleTooLargeError(f"the upload is over {MAX_BUNDLE_BYTES} bytes")
-        await run_in_threadpool(file.write, chunk)
-    await run_in_threadpool(file.flush)
+        with storage_errors("take in the upload"):
+            await run_in_threadpool(file.write, chunk)
+    with storage_errors("take in the upload"):
+        await run_in_threadpool(file.flush)
 
 
 def _publish(state: FleetState, path: Path, envelope: bytes, actor: str) -> BundleInfo:
