@@ -28,9 +28,7 @@ def record(
 
     `actor` is who (`key:admin`, `device:till-7`, `fleet`), `action` what (`rollout.create`), `subject` to what.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        # SQLite's write lock is held already; here two writers could extend the same head.
-        session.execute(text("LOCK TABLE audit IN SHARE ROW EXCLUSIVE MODE"))
+    take_turns(session)  # two writers could extend the same head
     session.flush()
     last = session.scalars(select(AuditRow.hash).order_by(AuditRow.id.desc()).limit(1)).first() or GENESIS
     row = AuditRow(at=now, actor=actor, action=action, subject=subject, detail=detail or {}, prev_hash=last)
@@ -38,6 +36,15 @@ def record(
     session.add(row)
     session.flush()
     return row
+
+
+def take_turns(session: Session) -> None:
+    """Wait until no other transaction that records anything is under way, and keep others waiting until this one ends.
+
+    For what is looked up first and recorded then; it is the one lock of its kind, so that none waits for another.
+    """
+    if session.get_bind().dialect.name == "postgresql":  # SQLite's write lock is held already
+        session.execute(text("LOCK TABLE audit IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def entry_hash(row: AuditRow) -> str:

@@ -57,6 +57,7 @@ def enrol(state: FleetState, request: EnrolRequest, *, api_url: str) -> Enrolmen
     try:
         with state.database.session() as session:
             token = _usable_token(session, request.token, now=now, lock=True)
+            audit.take_turns(session)
             device = _free_id(session, tenant, request.name)
             session.add(_row(device, tenant, token.group, request, made, now=now))
             token.used_at, token.device = now, device

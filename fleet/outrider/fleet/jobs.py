@@ -35,6 +35,7 @@ def open_job(
 
     `reason` is what the trigger saw; `trigger` its id, None for an operator.
     """
+    audit.take_turns(session)
     last = session.scalars(select(JobRow).filter_by(model=model).order_by(JobRow.id.desc()).limit(1)).first()
     unfinished = session.scalars(select(JobRow.id).filter_by(model=model).where(JobRow.state.in_(UNFINISHED))).first()
     if unfinished is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from sqlalchemy import select
 from outrider.fleet import audit
 from outrider.fleet.db import Database, DeploymentRow, PredictionRow
 from outrider.fleet.predictions import store_labels, store_predictions
-from outrider.runtime.api_client import LabelItem, RolloutRequest, TriggerSpec
+from outrider.runtime.api_client import EnrolRequest, FleetClient, LabelItem, RolloutRequest, TriggerSpec
 from outrider.runtime.errors import ConflictError
 from outrider.runtime.messages import Predictions
+from outrider.runtime.target import Target
 
 pytestmark = pytest.mark.system
+HOST = Target(name="host", arch="x86_64", triple="x86_64-linux-gnu")
 
 
 @pytest.fixture
@@ -123,3 +126,27 @@ def test_a_label_and_its_prediction_at_the_same_moment_are_joined(
     with on_postgres.read() as session:
         rows = session.scalars(select(PredictionRow).where(PredictionRow.id.in_(ids))).all()
     assert [row.label for row in rows] == ["1"] * len(ids)
+
+
+def test_a_model_gets_one_job_and_a_name_one_device_however_many_ask_at_once(
+    on_postgres: Database, serve: Callable[[Database], Any]
+) -> None:
+    web = serve(on_postgres)
+    web.published(name="contended")
+    barrier, jobs, devices = threading.Barrier(6), [], []
+    tokens = [web.client.create_enrolment_token() for _ in range(6)]
+
+    def ask(token: str) -> None:
+        barrier.wait()
+        request = EnrolRequest(token=token, name="till-contended", target=HOST)
+        devices.append(FleetClient(web.url).enrol(request).device)
+        with contextlib.suppress(ConflictError):
+            jobs.append(web.client.open_job("contended").id)
+
+    threads = [threading.Thread(target=ask, args=(token,)) for token in tokens]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(jobs) == 1
+    assert len(set(devices)) == 6
