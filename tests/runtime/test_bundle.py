@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import struct
@@ -33,6 +34,7 @@ from outrider.runtime.bundle import (
     encode_npy,
     file_entry,
     open_bundle,
+    reader,
     write_bundle,
 )
 from outrider.runtime.features.plan import FeaturePlan, RawColumn
@@ -194,6 +196,30 @@ def test_a_file_that_changes_after_opening_is_noticed(make_parts: MakeParts, tmp
 
 
 # Each its own error ---------------------------------------------------------------------------------------------
+
+
+def test_the_digest_vouches_for_the_very_manifest_that_was_read(
+    make_parts: MakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that is there only until it was read must not be taken for the signed one."""
+    manifest, files = make_parts()
+    names = [msgspec.structs.replace(manifest.source, description=text * 20_000) for text in ("signed", "forged")]
+    signed, forged = (msgspec.structs.replace(manifest, source=source) for source in names)
+    write_bundle(tmp_path / "signed.orb", signed, files)
+    path = tmp_path / "x.orb"
+    write_bundle(path, forged, files)
+    compare = reader._compare
+
+    def swap(*arguments: Any) -> None:
+        path.write_bytes((tmp_path / "signed.orb").read_bytes())
+        compare(*arguments)
+
+    monkeypatch.setattr(reader, "_compare", swap)
+    with pytest.raises(errors.BadBundleError, match="changed while it was read"):
+        open_bundle(path)
+    monkeypatch.undo()
+    assert open_bundle(path).manifest == signed
+    assert open_bundle(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_unknown_schema_comes_before_anything_else(make_parts: MakeParts, tmp_path: Path) -> None:

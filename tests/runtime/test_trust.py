@@ -34,7 +34,7 @@ from outrider.runtime.trust import (
     write_key_pair,
 )
 from outrider.runtime.trust.dsse import MAX_ENVELOPE_BYTES, pre_authentication_encoding
-from outrider.runtime.trust.statements import signature_path
+from outrider.runtime.trust.statements import signature_path, verify_statement
 
 ALGORITHMS: tuple[Algorithm, ...] = ("ed25519", "p256")
 KIND = "http://example.com/HelloWorld"
@@ -213,6 +213,14 @@ def test_the_store_keeps_purposes_apart(tmp_path: Path) -> None:
     assert TrustStore.load(public).keys_for(DESIRED_TYPE) == ()
     with pytest.raises(errors.BadConfigError):
         TrustStore.load(tmp_path / "absent")
+
+
+def test_a_statement_of_another_version_is_not_guessed_at() -> None:
+    key = generate_key()
+    fields = {"v": 2, "sha256": "0" * 64, "size": 1, "name": "n", "version": "1", "target": "host"}
+    envelope = sign(msgspec.json.encode(fields), BUNDLE_TYPE, [key])
+    with pytest.raises(errors.BadMessageError, match="statement"):
+        verify_statement(envelope, TrustStore({BUNDLE_TYPE: [key.public]}))
 
 
 def test_bundle_statements(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import BinaryIO
 from outrider.runtime.bundle.archive import Entry, read_index
 from outrider.runtime.bundle.checks import MAX_MANIFEST_BYTES, decode_manifest, manifest_files
 from outrider.runtime.bundle.manifest import FileEntry, Manifest
-from outrider.runtime.digests import hash_stream
 from outrider.runtime.errors import (
     BadBundleError,
     BundleTooLargeError,
@@ -77,10 +76,14 @@ def open_bundle(path: Path | str) -> Bundle:
 def _open(location: Path, file: BinaryIO) -> Bundle:
     size = file.seek(0, 2)
     entries = {entry.path: entry for entry in read_index(file, size)}
-    manifest = _read_manifest(file, entries)
+    raw = _read_manifest(file, entries)
+    manifest = decode_manifest(raw)
     expected = manifest_files(manifest)
     _compare(entries, expected)
-    sums = _sum_entries(file, entries)
+    sums, whole = _sum_entries(file, entries)
+    # One pass gives all sums, so the file's digest, which a signature is of, vouches for this very manifest.
+    if sums[MANIFEST].sha256 != hashlib.sha256(raw).hexdigest():
+        raise BadBundleError("the bundle changed while it was read")
     for path, listed in expected.items():
         if sums[path].sha256 != listed.sha256:
             raise DigestMismatchError(f"{path!r} has the SHA-256 {sums[path].sha256[:16]}, not {listed.sha256[:16]}")
@@ -88,10 +91,10 @@ def _open(location: Path, file: BinaryIO) -> Bundle:
         if sums[path].crc != entry.crc:
             raise DigestMismatchError(f"the zip checksum of {path!r} does not hold")
     index = {path: (entries[path], listed.sha256) for path, listed in expected.items()}
-    return Bundle(path=location, manifest=manifest, sha256=_whole_digest(file), size=size, _index=index)
+    return Bundle(path=location, manifest=manifest, sha256=whole, size=size, _index=index)
 
 
-def _read_manifest(file: BinaryIO, entries: Mapping[str, Entry]) -> Manifest:
+def _read_manifest(file: BinaryIO, entries: Mapping[str, Entry]) -> bytes:
     entry = entries.get(MANIFEST)
     if entry is None:
         raise MissingFileError(f"the bundle holds no {MANIFEST}")
@@ -99,7 +102,7 @@ def _read_manifest(file: BinaryIO, entries: Mapping[str, Entry]) -> Manifest:
         raise BadBundleError(f"{MANIFEST} is not the first entry")
     if entry.size > MAX_MANIFEST_BYTES:
         raise BundleTooLargeError(f"the manifest has {entry.size} bytes, over the limit of {MAX_MANIFEST_BYTES}")
-    return decode_manifest(_read_at(file, entry))
+    return _read_at(file, entry)
 
 
 def _compare(entries: Mapping[str, Entry], expected: Mapping[str, FileEntry]) -> None:
@@ -124,21 +127,29 @@ class _Sums:
     crc: int
 
 
-def _sum_entries(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, _Sums]:
-    """The sums of each entry's bytes, read in pieces. The CRC-32 is what zip tools rely on, so it must hold too."""
-    sums = {}
+def _sum_entries(file: BinaryIO, entries: Mapping[str, Entry]) -> tuple[dict[str, _Sums], str]:
+    """The sums of each entry's bytes, and the SHA-256 of the whole file, in one pass that reads it in pieces.
+
+    The entries lie one after the other. The CRC-32 is what zip tools rely on, so it must hold too.
+    """
+    sums, whole, position = {}, hashlib.sha256(), 0
+    file.seek(0)
     for path, entry in entries.items():
-        file.seek(entry.offset)
+        whole.update(file.read(entry.offset - position))
         digest, crc, left = hashlib.sha256(), 0, entry.size
         while left:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
                 raise BadBundleError("the bundle changed while it was read")
+            whole.update(chunk)
             digest.update(chunk)
             crc = zlib.crc32(chunk, crc)
             left -= len(chunk)
         sums[path] = _Sums(digest.hexdigest(), crc)
-    return sums
+        position = entry.offset + entry.size
+    while chunk := file.read(_CHUNK):
+        whole.update(chunk)
+    return sums, whole.hexdigest()
 
 
 def _read_at(file: BinaryIO, entry: Entry) -> bytes:
@@ -147,8 +158,3 @@ def _read_at(file: BinaryIO, entry: Entry) -> bytes:
     if len(data) != entry.size:
         raise BadBundleError("the bundle changed while it was read")
     return data
-
-
-def _whole_digest(file: BinaryIO) -> str:
-    file.seek(0)
-    return hash_stream(file)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +21,7 @@ DESIRED_TYPE = TrustStore.FOLDERS["desired"]
 class BundleStatement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle's detached signature says: these bytes are this name and version for this target."""
 
-    v: int
+    v: Literal[1]
     sha256: str
     size: int
     name: str
