@@ -18,6 +18,7 @@ from outrider.fleet.db import (
     AuditRow,
     BundleRow,
     Database,
+    DeploymentRow,
     DeviceRow,
     DriftEventRow,
     DriftStateRow,
@@ -30,7 +31,7 @@ from outrider.fleet.db import (
 )
 from outrider.fleet.drift import MonitorState
 from outrider.fleet.manager import drift as drift_module
-from outrider.fleet.manager.apply import Known, apply_predictions
+from outrider.fleet.manager.apply import Known, apply_predictions, apply_stat
 from outrider.fleet.manager.catalogue import Catalogue
 from outrider.fleet.manager.drift import FIRST_DEVICES, DriftEvaluator, streams_of
 from outrider.fleet.manager.retrain import champion_of, step_triggers
@@ -82,6 +83,16 @@ class World:
                 )
             )
         return sha256
+
+    def give(self, bundle: str, device: str) -> None:
+        with self.database.session() as session:
+            release = session.get_one(BundleRow, bundle).release
+            rollout = session.scalars(select(RolloutRow.id).filter_by(release=release)).one()
+            session.add(
+                DeploymentRow(
+                    rollout=rollout, device=device, bundle=bundle, wave=0, state="COMMITTED", created=0.0, updated=0.0
+                )
+            )
 
     def window(
         self,
@@ -277,6 +288,7 @@ def test_each_label_counts_once_for_every_trigger(world: World) -> None:
 
 def test_labels_and_predictions_join_in_whatever_order(world: World) -> None:
     bundle = world.release("1")
+    world.give(bundle, "a")
     world.trigger(floor=0.9, min_labels=1)
     batch = Predictions(
         v=1,
@@ -297,6 +309,23 @@ def test_labels_and_predictions_join_in_whatever_order(world: World) -> None:
         store_labels(session, labels, now=3.0)
     [job] = world.judge()
     assert job.reason["labels"] == 60
+
+
+def test_a_device_is_believed_only_about_bundles_that_it_was_given(world: World) -> None:
+    """One device must not pass judgement on what others run."""
+    bundle = world.release("1")
+    world.give(bundle, "a")
+    stat = Stat(v=1, boot_id="b", seq=1, slot="main", bundle=bundle, start=1.0, end=2.0, rows=3, window=b"x")
+    told = Prediction(id="x", score_bin=1, prediction=1, at=0.0)
+    batch = Predictions(v=1, boot_id="b", seq=2, slot="main", bundle=bundle, predictions=(told,))
+    for device, count in (("b", 0), ("a", 1)):
+        with world.database.session() as session:
+            known = Known(session, [(device, stat), (device, batch)])
+            apply_stat(known, known.devices[device], stat, now=1.0)
+            apply_predictions(known, known.devices[device], batch, now=1.0)
+        with world.database.read() as session:
+            assert len(session.scalars(select(WindowRow)).all()) == count
+            assert len(session.scalars(select(PredictionRow)).all()) == count
 
 
 def test_a_superseded_release_opens_no_further_job(world: World) -> None:

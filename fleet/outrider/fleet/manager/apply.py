@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from outrider.fleet import audit
-from outrider.fleet.db import BundleRow, DeploymentRow, DeviceBootRow, DeviceRow, EventRow, WindowRow
+from outrider.fleet.db import DeploymentRow, DeviceBootRow, DeviceRow, EventRow, WindowRow
 from outrider.fleet.desired import MAIN_SLOT
 from outrider.fleet.predictions import store_predictions
 from outrider.fleet.rollouts import advances
@@ -96,8 +96,8 @@ def apply_event(known: Known, device: DeviceRow, event: Event, *, now: float) ->
 
 def apply_stat(known: Known, device: DeviceRow, stat: Stat, *, now: float) -> None:
     """Keep one window of counts for the drift tests."""
-    if len(stat.window) > MAX_WINDOW_BYTES or not _is_published(known.session, stat.bundle):
-        log.warning("dropped a window of %s: too large, or of an unknown bundle", device.id)
+    if len(stat.window) > MAX_WINDOW_BYTES or not _was_given(known.session, device.id, stat.bundle):
+        log.warning("dropped a window of %s: too large, or of a bundle that it was not given", device.id)
         return
     key = (device.id, stat.boot_id, stat.seq)
     if key in known.windows:
@@ -120,8 +120,8 @@ def apply_stat(known: Known, device: DeviceRow, stat: Stat, *, now: float) -> No
 
 def apply_predictions(known: Known, device: DeviceRow, batch: Predictions, *, now: float) -> None:
     """Keep predictions, joined with the labels that came first."""
-    if not _is_published(known.session, batch.bundle):
-        log.warning("dropped predictions of %s by an unknown bundle", device.id)
+    if not _was_given(known.session, device.id, batch.bundle):
+        log.warning("dropped predictions of %s by a bundle that it was not given", device.id)
         return
     store_predictions(known.session, device.id, batch, now=now)
 
@@ -179,5 +179,7 @@ def _numbers(
     return {(device, boot_id, seq) for device, boot_id, seq in rows}
 
 
-def _is_published(session: Session, bundle: str) -> bool:
-    return session.get(BundleRow, bundle) is not None
+def _was_given(session: Session, device: str, bundle: str) -> bool:
+    """Whether a rollout ever gave the device this bundle: of others it can know nothing, whatever it says."""
+    given = select(DeploymentRow.id).filter_by(device=device, bundle=bundle).limit(1)
+    return session.scalars(given).first() is not None
