@@ -53,7 +53,10 @@ def test_every_error_has_the_same_shape(web: Any, method: str, path: str, body: 
 
 def test_bodies_over_the_limit_are_refused(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_module, "MAX_JSON_BYTES", 100)
-    assert _ask(web, "POST", "/v1/labels", b" " * 101)[0] == 413
+    monkeypatch.setattr(wire_module, "MAX_BATCH_BYTES", 200)
+    assert _ask(web, "POST", "/v1/enrol", b" " * 101)[0] == 413
+    assert _ask(web, "POST", "/v1/labels", b" " * 101)[0] == 422
+    assert _ask(web, "POST", "/v1/labels", b" " * 201)[0] == 413
 
 
 def test_a_crash_is_answered_without_its_details(

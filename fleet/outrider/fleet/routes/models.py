@@ -25,7 +25,7 @@ api = Records("models")
 
 
 @api.post("/labels")
-def post_labels(body: Annotated[LabelsRequest, json_body(LabelsRequest)], state: State) -> LabelsInfo:
+def post_labels(body: Annotated[LabelsRequest, json_body(LabelsRequest, batch=True)], state: State) -> LabelsInfo:
     """Say what the truth of predictions turned out to be. Labels may come before their predictions."""
     labels = {item.id: item.label for item in body.labels}
     if len(labels) != len(body.labels):

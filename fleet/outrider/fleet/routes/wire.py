@@ -31,7 +31,8 @@ from outrider.runtime.api_client.types import ErrorBody
 from outrider.runtime.errors import BadMessageError
 
 PREFIX = "/v1"
-MAX_JSON_BYTES = 32 << 20
+MAX_JSON_BYTES = 1 << 20  # small, since enrolment takes its body from anybody
+MAX_BATCH_BYTES = 32 << 20
 REF = "#/components/schemas/{name}"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,28 +47,32 @@ _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "b
 
 
 class JsonBody:
-    """A dependency that reads the request's body as one record. Raises BadMessageError naming the field."""
+    """A dependency that reads the request's body as one record. Raises BadMessageError naming the field.
 
-    def __init__(self, record: type[Any]) -> None:
+    `batch`: the body may hold many items, so more is taken in.
+    """
+
+    def __init__(self, record: type[Any], *, batch: bool = False) -> None:
         self.record = record
+        self._batch = batch
         self._decoder = msgspec.json.Decoder(record)
 
     async def __call__(self, request: Request) -> Any:
         """The decoded body."""
-        data = bytearray()
+        data, limit = bytearray(), MAX_BATCH_BYTES if self._batch else MAX_JSON_BYTES
         async for chunk in request.stream():
             data += chunk
-            if len(data) > MAX_JSON_BYTES:
-                raise HTTPException(413, f"the body is over {MAX_JSON_BYTES} bytes")
+            if len(data) > limit:
+                raise HTTPException(413, f"the body is over {limit} bytes")
         try:
             return self._decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise BadMessageError(f"not a valid {self.record.__name__}: {e}") from e
 
 
-def json_body(record: type[Any]) -> Any:
-    """Marks a parameter as the request's body."""
-    return Depends(JsonBody(record))
+def json_body(record: type[Any], *, batch: bool = False) -> Any:
+    """Marks a parameter as the request's body; `batch`: one of many items."""
+    return Depends(JsonBody(record, batch=batch))
 
 
 class Records:
