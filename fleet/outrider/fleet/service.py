@@ -23,7 +23,14 @@ from outrider.fleet.settings import FleetSettings
 from outrider.fleet.state import FleetState
 from outrider.runtime.durable import write_file
 from outrider.runtime.errors import ConflictError, StorageError
-from outrider.runtime.trust import PrivateKey, generate_key, load_private_key, load_public_key, write_key_pair
+from outrider.runtime.trust import (
+    PrivateKey,
+    PublicKey,
+    generate_key,
+    load_private_key,
+    load_public_key,
+    write_key_pair,
+)
 
 FLEET_KEY = "fleet"
 
@@ -66,8 +73,8 @@ def running(
 ) -> Iterator[Fleet]:
     """Start the fleet, give it to the block, and stop all of it afterwards, however the block ends.
 
-    `stop` set during the start raises Interrupted once the present step is done. Raises PortInUseError before
-    anything has started, ConflictError where another process uses the data folder.
+    `stop` set during the start raises Interrupted once the present step is done. Raises PortInUseError, or what is
+    wrong with a key, before anything has started, ConflictError where another process uses the data folder.
     """
     from outrider.fleet.broker import start_broker
     from outrider.fleet.manager import Manager
@@ -77,6 +84,7 @@ def running(
             raise Interrupted
         progress(text)
 
+    publishers = [load_public_key(path) for path in publisher_keys]
     with ExitStack() as cleanup:
         listener = cleanup.enter_context(bind(settings.host, settings.port))
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
@@ -87,7 +95,7 @@ def running(
         cleanup.callback(database.close)
         database.migrate()
         signer = fleet_key(settings)
-        publishers = trust_publishers(settings, publisher_keys)
+        trusted = trust_publishers(settings, publishers)
         registry = Registry(settings.bundles_dir, database, settings.trust_dir)
         registry.clean()
         new_key = first_admin_key(settings, database)
@@ -111,7 +119,7 @@ def running(
             server=server,
             broker_kind=broker.kind,
             broker_address=f"{broker.host}:{broker.port}",
-            publishers=publishers,
+            publishers=trusted,
             new_admin_key=new_key,
         )
 
@@ -129,11 +137,10 @@ def fleet_key(settings: FleetSettings) -> PrivateKey:
     return key
 
 
-def trust_publishers(settings: FleetSettings, publisher_keys: Sequence[Path]) -> int:
-    """Trust these public keys to sign bundles, from now on; returns how many are trusted in all."""
+def trust_publishers(settings: FleetSettings, publishers: Sequence[PublicKey]) -> int:
+    """Trust these keys to sign bundles, from now on; returns how many are trusted in all."""
     folder = _trusted(settings, "bundle")
-    for path in publisher_keys:
-        key = load_public_key(path)
+    for key in publishers:
         write_file(folder / f"{key.keyid[:16]}.pub", key.pem().encode("ascii"))
     return len(list(folder.glob("*.pub")))
 

@@ -243,9 +243,7 @@ def serve(
 
     def start(database: Database) -> Web:
         settings = FleetSettings(data_dir=tmp_path / "fleet", port=0)
-        public = tmp_path / "publisher.pub"
-        public.write_text(publisher.public.pem())
-        service.trust_publishers(settings, [public])
+        service.trust_publishers(settings, [publisher.public])
         service.fleet_key(settings)
         with database.session() as session:
             key = create_key(session, "admin", now=1.0)

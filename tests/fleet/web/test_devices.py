@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -12,8 +13,10 @@ from sqlalchemy import select
 from outrider.fleet.db import DeviceBootRow, DeviceRow
 from outrider.fleet.enrol import RESERVED_NAMES
 from outrider.fleet.manager.drift import FLEET
+from outrider.fleet.manager.identity import PresenceBook
 from outrider.runtime.api_client import EnrolRequest, FleetClient
 from outrider.runtime.errors import BadMessageError, ConflictError, NotFoundError, TrustError, UnavailableError
+from outrider.runtime.messages import Presence
 from outrider.runtime.target import Target
 from outrider.runtime.trust import BUNDLE_TYPE, DESIRED_TYPE, TrustStore
 
@@ -131,24 +134,49 @@ def test_a_device_shows_what_it_runs_and_reports(web: Any) -> None:
     assert info.reported.disk.free == 1
 
 
-def test_resolving_a_flagged_device(web: Any) -> None:
+@pytest.mark.parametrize("online", [True, False])
+def test_resolving_a_flagged_device(web: Any, online: bool) -> None:
     device = web.enrol().device
     with pytest.raises(ConflictError, match="not flagged"):
         web.client.resolve_device(device)
     with web.state.database.session() as session:
         row = session.get_one(DeviceRow, device)
-        row.flagged, row.boot_id = "two machines use this identity", "new"
+        row.flagged, row.boot_id, row.online = "two machines use this identity", "new", online
         for boot in ("old", "new"):
-            session.add(DeviceBootRow(device=device, boot_id=boot, first_seen=1.0, superseded=boot == "new"))
+            session.add(DeviceBootRow(device=device, boot_id=boot, first_seen=1.0, superseded=boot == "old"))
     before = web.manager.woken
     assert web.client.resolve_device(device, "the clone was unplugged").flagged is None
     assert web.manager.woken == before + 1
     with web.state.database.read() as session:
         boots = {row.boot_id: row.superseded for row in session.scalars(select(DeviceBootRow))}
-    assert boots == {"old": True, "new": False}
+        assert session.get_one(DeviceRow, device).boot_id == ("new" if online else None)
+    assert boots == ({"new": False} if online else {})  # the other one may be the true device
     assert web.client.audit()[-1].detail == {
         "flagged": "two machines use this identity",
         "reason": "the clone was unplugged",
     }
     with pytest.raises(NotFoundError):
         web.client.resolve_device("none")
+
+
+@pytest.mark.parametrize("kept", ["first", "second"])
+def test_after_the_decision_either_machine_may_be_the_device(web: Any, kept: str) -> None:
+    device, book, times = web.enrol().device, PresenceBook(), count(1)
+
+    def say(boot: str, session: str, online: bool = True) -> str | None:
+        presence = Presence(v=1, boot_id=boot, session=session, online=online, at=float(next(times)))
+        with web.state.database.session() as transaction:
+            row = transaction.get_one(DeviceRow, device)
+            book.apply(transaction, row, presence, again=False, now=presence.at)
+            return row.flagged
+
+    flagged = [
+        say(boot, session) for boot, session in (("first", "1"), ("second", "2"), ("first", "3"), ("second", "4"))
+    ]
+    assert flagged[-1] == "duplicate identity"
+    say("second", "4", online=False)
+    web.client.resolve_device(device)
+    other = "second" if kept == "first" else "first"
+    assert say(kept, "5") is None
+    assert say(other, "6") is None  # it was not stopped after all, which shows when the kept one returns
+    assert say(kept, "7") == "duplicate identity"

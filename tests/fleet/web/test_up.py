@@ -147,6 +147,13 @@ def test_a_port_in_use_starts_nothing(up: Callable[..., Up]) -> None:
     assert not fleet.data_dir.exists()
 
 
+def test_a_publisher_key_that_cannot_be_read_starts_nothing(up: Callable[..., Up], tmp_path: Path) -> None:
+    fleet = up("--publisher-key", str(tmp_path / "none.pub"))
+    assert fleet.end() == 1
+    assert "cannot read the key" in fleet.text
+    assert not fleet.data_dir.exists()
+
+
 def test_one_fleet_a_data_folder(up: Callable[..., Up]) -> None:
     first = up()
     client = first.wait_until_up()

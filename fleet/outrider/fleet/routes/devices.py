@@ -61,8 +61,8 @@ def resolve_device(
 ) -> DeviceInfo:
     """Clear a device's flag, so that it gets its desired state again.
 
-    The boot that was seen last is taken for the true one. Should another machine with the same identity come back,
-    the device is flagged anew.
+    What is online now, or comes online first from now on, is taken for the device, whichever of the two it was.
+    Should another machine with the same identity come back, the device is flagged anew.
     """
     now = state.now()
     with state.database.session() as session:
@@ -71,8 +71,11 @@ def resolve_device(
             raise ConflictError(f"the device {device} is not flagged")
         detail = {"flagged": row.flagged, "reason": body.reason}
         row.flagged = None
+        if not row.online:
+            row.boot_id = row.session = None
         for boot in session.scalars(select(DeviceBootRow).filter_by(device=device)):
-            boot.superseded = boot.boot_id != row.boot_id
+            if boot.boot_id != row.boot_id:
+                session.delete(boot)
         audit.record(session, actor=caller.actor, action="device.resolve", subject=device, detail=detail, now=now)
         answer = device_infos(session, [row])[0]
     state.manager.wake()
