@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import queue
 import signal
@@ -159,6 +160,32 @@ def test_no_device_can_take_a_share_of_what_the_manager_reads(
     assert again.up_filter == broker.up_filter  # the session that the broker keeps is subscribed to it
     assert broker_class("mosquitto")(_made(tmp_path / "other"), broker.host, 1).up_filter != broker.up_filter
     assert (tmp_path / "broker" / "share").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.system
+def test_a_device_that_reads_nothing_takes_only_so_much_memory(
+    require_tool: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_tool("mosquitto")
+    monkeypatch.setattr("outrider.fleet.broker.mosquitto.MAX_QUEUED_BYTES", 4 * 1024 * 1024)
+    broker = start_broker(tmp_path, kind="mosquitto")
+    try:
+        broker.add_device("acme/a", "secret")
+        device, manager = Client(broker, "a", user="acme/a", password="secret"), Client(broker, "manager")
+        device.subscribe("or1/acme/a/dn/#")
+        device.close()
+        for number in range(100):
+            manager.publish(f"or1/acme/a/dn/blk/{number}", bytes(128 * 1024))
+        device = Client(broker, "a", user="acme/a", password="secret")
+        kept = 0
+        with contextlib.suppress(queue.Empty):
+            while device.messages.get(timeout=2):
+                kept += 1
+        assert 30 <= kept <= 33
+        for client in (device, manager):
+            client.close()
+    finally:
+        broker.stop()
 
 
 @pytest.mark.system

@@ -30,6 +30,9 @@ MANAGER = "outrider-manager"
 WITNESS = "outrider-witness"
 RELOAD_TIMEOUT_S = 10.0
 SESSION_EXPIRY = "30d"
+# What one client may leave unread, in memory and saved to disk: a device that asks for blocks and reads none of them
+# must not take the broker's memory. The manager falls behind as far only where it hangs.
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
 
 # Mosquitto's own defaults (mosquitto_passwd, 2.0). Few iterations are enough: every password is 256 random bits.
 ITERATIONS = 101
@@ -50,6 +53,7 @@ listener {port} {host}
 max_packet_size {packet}
 max_inflight_messages 100
 max_queued_messages 20000
+max_queued_bytes {queued}
 set_tcp_nodelay true
 allow_anonymous false
 # A client cannot take over another's session by naming its client id.
@@ -151,6 +155,7 @@ class MosquittoBroker:
             # Started as root it would become `mosquitto`, which cannot write here; elsewhere it stays who it is.
             account="user root" if os.geteuid() == 0 else "",
             packet=MAX_PACKET_BYTES,
+            queued=MAX_QUEUED_BYTES,
             folder=self._folder,
             expiry=SESSION_EXPIRY,
         )
