@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,13 +72,13 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """The database's URL."""
         return self.database or f"sqlite:///{self.data_dir / 'fleet.db'}"
 
-    @property
-    def api_url(self) -> str:
-        """How devices reach the API: desired documents name bundles under it."""
-        if self.public_url is not None:
-            return self.public_url.rstrip("/")
-        host = socket.getfqdn() if self.host in WILDCARD_HOSTS else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+    def bundle_url(self, sha256: str) -> str:
+        """Where devices fetch a bundle: a path of the API as they enrolled with it, unless `public_url` names another.
+
+        A device shows its secret nowhere else, so another name of the same machine would not do.
+        """
+        base = "" if self.public_url is None else self.public_url.rstrip("/")
+        return f"{base}/v1/bundles/{sha256}/content"
 
     @property
     def trust_dir(self) -> Path:

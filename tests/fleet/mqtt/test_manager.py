@@ -38,7 +38,7 @@ def test_a_rollout_reaches_three_devices_the_canary_first(fleet: Any, wait: Wait
         [document] = [d for d in device.documents if d.slots]
         assert (document.rev, document.job, document.attempt) == (1, str(rollout), 1)
         assert document.slots["main"].bundle == bundle
-        assert document.slots["main"].urls[0].endswith(f"/v1/bundles/{bundle}/content")
+        assert document.slots["main"].urls == (f"/v1/bundles/{bundle}/content",)
         row = fleet.device(device.address.device)
         assert (row.revision_desired, row.active_bundle) == (1, bundle)
     # A device that joins after DONE gets it too, and the rollout stays done.

@@ -75,17 +75,13 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "local", "public"),
     [
-        ({}, "http://127.0.0.1:8080", "http://127.0.0.1:8080"),
-        ({"host": "::1"}, "http://[::1]:8080", "http://[::1]:8080"),
+        ({}, "http://127.0.0.1:8080", ""),
+        ({"host": "::1"}, "http://[::1]:8080", ""),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:8080", ""),
         ({"public_url": "https://fleet.example/"}, "http://127.0.0.1:8080", "https://fleet.example"),
-        ({"host": "0.0.0.0", "public_url": "http://here"}, "http://127.0.0.1:8080", "http://here"),
+        ({"host": "0.0.0.0", "public_url": "http://here/fleet"}, "http://127.0.0.1:8080", "http://here/fleet"),
     ],
 )
 def test_addresses(values: dict[str, str], local: str, public: str) -> None:
     settings = load_settings(environment={}, overrides=values)
-    assert (local_url(settings), settings.api_url) == (local, public)
-
-
-def test_every_interface_is_announced_by_the_machines_name() -> None:
-    assert FleetSettings(host="0.0.0.0").api_url.startswith("http://")
-    assert "0.0.0.0" not in FleetSettings(host="0.0.0.0").api_url
+    assert (local_url(settings), settings.bundle_url("ab")) == (local, f"{public}/v1/bundles/ab/content")

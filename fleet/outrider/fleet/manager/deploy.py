@@ -149,10 +149,7 @@ class Deployer:
         wanted = _wanted(device, deployments)
         slots = {} if wanted is None else {MAIN_SLOT: self._assignment(session, *wanted)}
         rev = device.revision_desired + 1
-        urls = {
-            slot.bundle.sha256: [f"{self._settings.api_url}/v1/bundles/{slot.bundle.sha256}/content"]
-            for slot in slots.values()
-        }
+        urls = {slot.bundle.sha256: [self._settings.bundle_url(slot.bundle.sha256)] for slot in slots.values()}
         address = Address(tenant=device.tenant, device=device.id)
         document = build_desired(address, slots, rev=rev, now=now, ttl_s=self._settings.desired_ttl_s, urls=urls)
         try:
