@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from outrider.fleet import audit
 from outrider.fleet.artifacts import ByteRange, UnsatisfiableRange, parse_range
 from outrider.fleet.db import DeploymentRow, RolloutRow
-from outrider.runtime.api_client import RolloutRequest
+from outrider.runtime.api_client import BundleInfo, EnrolRequest, FleetClient, RolloutRequest
 from outrider.runtime.errors import (
     BadBundleError,
     BadMessageError,
@@ -32,7 +32,12 @@ from outrider.runtime.errors import (
     UnknownKeyError,
     UnsignedError,
 )
+from outrider.runtime.fetch import BlockFile, HttpSource, fetch_bundle
+from outrider.runtime.messages import SlotDesired
+from outrider.runtime.target import Target
 from outrider.runtime.trust import generate_key
+
+HOST = Target(name="host", arch="x86_64", triple="x86_64-linux-gnu")
 
 
 def _fetch(web: Any, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -276,23 +281,48 @@ def test_a_damaged_registry_is_a_clear_error(content: tuple[Any, str, bytes]) ->
     assert json.loads(body)["error"]["type"] == StorageError.__name__
 
 
-def test_a_device_gets_what_was_deployed_to_it_and_nothing_else(web: Any) -> None:
-    mine, other = web.published(), web.published(version="2")
-    device = web.enrol()
-    rollout = web.client.create_rollout(RolloutRequest(name="fraud", version="1"))
+def _deploy(web: Any, device: str, bundle: BundleInfo) -> None:
+    rollout = web.client.create_rollout(RolloutRequest(name=bundle.name, version=bundle.version))
     with web.state.database.session() as session:
         assert session.get(RolloutRow, rollout.id) is not None
         session.add(
             DeploymentRow(
                 rollout=rollout.id,
-                device=device.device,
-                bundle=mine.sha256,
+                device=device,
+                bundle=bundle.sha256,
                 wave=0,
                 state="OFFERED",
                 created=1.0,
                 updated=1.0,
             )
         )
+
+
+def test_a_device_fetches_what_its_document_names_by_whatever_name_it_knows_the_fleet(web: Any, tmp_path: Path) -> None:
+    bundle, elsewhere = web.published(), web.url.replace("127.0.0.1", "localhost")
+    request = EnrolRequest(token=web.client.create_enrolment_token(), name="till-7", target=HOST)
+    device = FleetClient(elsewhere).enrol(request)
+    assert device.api_url == elsewhere
+    _deploy(web, device.device, bundle)
+    wanted = SlotDesired(
+        bundle=bundle.sha256,
+        size=bundle.size,
+        name=bundle.name,
+        version=bundle.version,
+        release=bundle.release,
+        target=bundle.target,
+        signature="",
+        artifacts=(),
+        urls=(web.state.settings.bundle_url(bundle.sha256),),
+    )
+    with BlockFile(tmp_path / "x.part", tmp_path / "x.map", bundle.size) as blocks:
+        assert fetch_bundle([HttpSource(device.secret, origin=device.api_url)], wanted, blocks, lambda: False)
+
+
+def test_a_device_gets_what_was_deployed_to_it_and_nothing_else(web: Any) -> None:
+    mine, other = web.published(), web.published(version="2")
+    device = web.enrol()
+    _deploy(web, device.device, mine)
     authorization = f"Bearer {device.secret}"
     assert _fetch(web, f"/v1/bundles/{mine.sha256}/content", Authorization=authorization)[0] == 200
     assert _fetch(web, f"/v1/bundles/{other.sha256}/content", Authorization=authorization)[0] == 403
