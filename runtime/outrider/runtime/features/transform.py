@@ -68,6 +68,7 @@ class Transform:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, the same everywhere
             for position, name in enumerate(self.plan.outputs):
                 features[:, position] = table[name]
+        features[np.isnan(features)] = np.nan  # one NaN: its sign would depend on how NumPy vectorised the row
         return features
 
 
