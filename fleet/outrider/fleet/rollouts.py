@@ -235,7 +235,8 @@ class _Round:
         waiting = self._waiting()
         served = [item for item in self.placed.values() if not item.unserved and item.state != "SUPERSEDED"]
         if not served:
-            return "PENDING" if self.rollout.state == "PENDING" else "RUNNING", waiting or "the group has no device"
+            nobody = "no bundle of the release fits a device of the group" if self.placed else "the group has no device"
+            return "PENDING" if self.rollout.state == "PENDING" else "RUNNING", waiting or nobody
         if waiting:
             return "RUNNING", waiting
         if not self._committed():

@@ -169,6 +169,15 @@ def test_reported_state_makes_up_for_lost_events_and_old_ones_change_nothing(sha
         assert session.get_one(DeviceRow, device).revision_reported == 3
 
 
+def test_an_event_that_comes_after_the_reported_state_says_why(shared: Database) -> None:
+    device = new_device(shared)
+    why = msgspec.structs.replace(step(1, "FAILED"), reason="digest", detail="other bytes")
+    take(shared, device, reported(1, "FAILED"), why, step(2, "SOAKING"))
+    with shared.read() as session:
+        row = session.scalars(select(DeploymentRow).filter_by(device=device)).one()
+    assert (row.state, row.reason, row.detail) == ("FAILED", "digest", "other bytes")
+
+
 # Presence -------------------------------------------------------------------------------------------------------
 
 

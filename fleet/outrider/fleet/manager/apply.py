@@ -23,6 +23,7 @@ from outrider.runtime.messages import TERMINAL_STATES, Event, Predictions, Repor
 
 log = logging.getLogger(__name__)
 
+AS_REPORTED = "as reported"  # a detail to be replaced by that of the event, should it still come
 MAX_WINDOW_BYTES = 64 * 1024
 MAX_ROLLOUT_ID = 2**31 - 1
 _AUDITED = {"COMMITTED": "deployment.commit", "ROLLED_BACK": "deployment.roll-back"}
@@ -64,7 +65,7 @@ def apply_reported(known: Known, device: DeviceRow, reported: Reported, *, now: 
         if slot.state is not None and slot.job is not None and slot.attempt is not None:
             deployment = known.deployment(device.id, slot.job)
             if deployment is not None and deployment.attempt == slot.attempt:
-                _advance(known.session, deployment, slot.state, reason="", detail="as reported", now=now)
+                _advance(known.session, deployment, slot.state, reason="", detail=AS_REPORTED, now=now)
 
 
 def apply_event(known: Known, device: DeviceRow, event: Event, *, now: float) -> None:
@@ -92,6 +93,8 @@ def apply_event(known: Known, device: DeviceRow, event: Event, *, now: float) ->
     if deployment is None or (deployment.attempt, deployment.bundle) != (event.attempt, event.bundle):
         return
     _advance(known.session, deployment, event.to_state, reason=event.reason, detail=event.detail, now=now)
+    if deployment.state == event.to_state and deployment.detail == AS_REPORTED:
+        deployment.reason, deployment.detail = event.reason or None, event.detail or None
 
 
 def apply_stat(known: Known, device: DeviceRow, stat: Stat, *, now: float) -> None:
