@@ -130,7 +130,7 @@ def _live(console: Console) -> Iterator[Progress]:
         def line(stage: str, detail: str) -> None:
             if stage not in told:
                 told.add(stage)
-                console.print(f"{stage}: {detail}", highlight=False)
+                console.print(f"{stage}: {detail}", highlight=False, soft_wrap=True)
 
         yield line
         return
