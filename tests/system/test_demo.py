@@ -56,6 +56,25 @@ def test_the_loop_closes(
     _assert_whole(folder)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("broker", ["mosquitto", "iotcore"])
+def test_the_loop_closes_again_and_again(
+    broker: str, outrider: list[str], tmp_path: Path, require_tool: Callable[[str], str]
+) -> None:
+    """`OUTRIDER_SOAK_ROUNDS` rounds, each from nothing to a retrained release on all devices."""
+    if broker == "mosquitto":
+        require_tool("mosquitto")
+    for number in range(int(os.environ.get("OUTRIDER_SOAK_ROUNDS", "10"))):
+        done = subprocess.run(
+            [*outrider, "demo", "--broker", broker, "--offline", "--dir", str(tmp_path / str(number))],
+            capture_output=True,
+            text=True,
+            timeout=LOOP_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"round {number}\n{done.stdout}{done.stderr}"
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("moment", MOMENTS, ids=[f"{moment:.1f}s" for moment in MOMENTS])
 def test_ctrl_c_leaves_nothing_behind(

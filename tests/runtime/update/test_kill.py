@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -241,3 +242,28 @@ def test_killed_at_every_tenth_point_in_a_row(lab: Lab, tmp_path: Path) -> None:
     status, result = lab.live(state, f"boot-{boot}")
     assert status == 0
     assert (result["state"], result["current"]) in (("COMMITTED", lab.new), ("ROLLED_BACK", lab.old))
+
+
+@pytest.mark.soak
+def test_random_lives(lab: Lab, tmp_path: Path) -> None:
+    """Killed at random points, alone and in a row, each update ends committed or back (`OUTRIDER_SOAK_KILLS`)."""
+    seed = int(os.environ.get("OUTRIDER_SOAK_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"OUTRIDER_SOAK_SEED={seed}")
+    dice, kills, update = random.Random(seed), 0, 0
+    while kills < int(os.environ.get("OUTRIDER_SOAK_KILLS", "1000")):
+        fail = lab.new if dice.random() < 0.3 else ""
+        points = TO_SOAKING + (ROLL_BACK if fail else COMMIT)
+        state = lab.device(tmp_path / "state")
+        update += 1
+        for boot in range(3, 3 + dice.randint(1, 4)):
+            status, _ = lab.live(state, f"boot-{boot}", kill=dice.choice(points), fail=fail)
+            kills += _killed(status)
+            assert _on_disk(state) in (lab.old, lab.new), (seed, update)
+        status, result = lab.live(state, "boot-9", fail=fail)
+        assert status == 0, (seed, update)
+        assert (result["state"], result["current"]) in (("COMMITTED", lab.new), ("ROLLED_BACK", lab.old)), (
+            seed,
+            update,
+        )
+        assert result["served"][-1] == _on_disk(state) == result["current"], (seed, update)
+        shutil.rmtree(state)
