@@ -14,6 +14,8 @@ from outrider.compiler.model import Model
 from outrider.runtime.bundle import ArtifactEntry, file_entry
 from outrider.runtime.target import Requirements, Target
 
+_NAMING = frozenset(("kernel", "row", "batch", "isa"))  # options whose value speaks for itself
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -25,10 +27,12 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        """A name that is fit for a path: `native-k2-lanes8`."""
-        return "-".join(
-            (self.backend, *(value if key == "kernel" else key + value for key, value in self.options.items()))
-        )
+        """A name that is fit for a path: `native-k2-lanes8`, `native-row-shape-crossover32-x86-64-v4-vbmi`."""
+        return "-".join((self.backend, *(self._word(key, value) for key, value in self.options.items())))
+
+    @staticmethod
+    def _word(key: str, value: str) -> str:
+        return value if key in _NAMING else key.rpartition(".")[2] + value
 
 
 @dataclass(frozen=True)
