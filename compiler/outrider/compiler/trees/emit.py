@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource
 
-_A_LINE = 16
+_A_LINE, _BYTES_A_LINE = 16, 4096
+_SHORT = 256  # numbers: up to here a table is written to be read
+_ALIGNED = "__attribute__((aligned(64)))"
+_ESCAPES = np.array([f"\\{byte:03o}" for byte in range(256)], "S4")
+_CTYPES = {
+    **{f"{sign}int{bits}_t": f"<{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{"float": "<f4", "double": "<f8"},
+}
 _SHARED = ("artifact.c", "common.h", "finish.h", "keys.h", "math.h")
 _TRANSFORMS = (
     "identity",
@@ -61,23 +68,47 @@ def defines(sizes: Mapping[str, int]) -> str:
 
 
 def array(ctype: str, name: str, values: NDArray[Any]) -> str:
-    """A constant table of integers that are not negative, aligned to a cache line."""
-    return _declare(ctype, name, [hex(value) for value in values.ravel().tolist()])
+    """A constant table of numbers, aligned to a cache line; `ctype` is an integer type of stdint.h or a float.
+
+    A long one is written as the bytes of a string, which compilers read many times faster than numbers; `name` is then
+    a macro, which can be used as the array could.
+    """
+    dtype = np.dtype(_CTYPES[ctype])
+    cast = values.ravel().astype(dtype)
+    assert dtype.kind == "f" or np.array_equal(cast, values.ravel()), f"{name} holds what {ctype} does not"
+    if len(cast) > _SHORT or not np.isfinite(cast).all():
+        return _string(ctype, name, cast)
+    texts = [_number(value) for value in cast.tolist()] or ["0"]
+    body = ",\n".join(",".join(texts[i : i + _A_LINE]) for i in range(0, len(texts), _A_LINE))
+    return f"static const {ctype} {name}[{len(texts)}] {_ALIGNED} = {{\n{body}}};"
 
 
 def sums(name: str, values: NDArray[np.float64], forest: Forest) -> str:
-    """A constant table of the type of the forest's sums, in hexadecimal notation, which is exact."""
-    if forest.precision == "float32":
-        texts = [f"{value.hex()}f" for value in values.ravel().astype(np.float32).astype(np.float64).tolist()]
-    else:
-        texts = [value.hex() for value in values.ravel().tolist()]
-    return _declare("sum_t", name, texts)
+    """A constant table of the type of the forest's sums, `sum_t`."""
+    return array("float" if forest.precision == "float32" else "double", name, values)
 
 
-def _declare(ctype: str, name: str, texts: list[str]) -> str:
-    lines = [",".join(texts[i : i + _A_LINE]) for i in range(0, len(texts), _A_LINE)] or ["0"]
-    body = ",\n".join(lines)
-    return f"static const {ctype} {name}[{max(len(texts), 1)}] __attribute__((aligned(64))) = {{\n{body}}};"
+def _number(value: float) -> str:
+    """In hexadecimal notation, which is exact; a float literal is a double, which the table's type rounds back."""
+    return value.hex() if isinstance(value, float) else hex(value)
+
+
+def _string(ctype: str, name: str, values: NDArray[Any]) -> str:
+    """The table as a union with its bytes: every target is little-endian. A final zero ends the string."""
+    data = np.frombuffer(values.tobytes(), np.uint8)
+    lines = [b'"' + _ESCAPES[data[i : i + _BYTES_A_LINE]].tobytes() + b'"' for i in range(0, len(data), _BYTES_A_LINE)]
+    return "\n".join(
+        (
+            "#pragma clang diagnostic push",
+            '#pragma clang diagnostic ignored "-Woverlength-strings"',
+            f"static const union {{ char bytes[{len(data) + 1}]; {ctype} values[{len(values)}]; }}",
+            f"    {name}_TABLE {_ALIGNED} = {{",
+            b"\n".join(lines).decode("ascii"),
+            "};",
+            "#pragma clang diagnostic pop",
+            f"#define {name} {name}_TABLE.values",
+        )
+    )
 
 
 def _kernels_header(row: KernelSource, batch: KernelSource, crossover: int) -> str:
