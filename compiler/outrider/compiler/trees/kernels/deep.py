@@ -40,7 +40,7 @@ def deep_files(tables: DeepTables) -> dict[str, str]:
 
 def _tables_header(tables: DeepTables) -> str:
     forest, chosen = tables.forest, tables.format
-    levels = [len(_search_levels(search)) for search in tables.searches]
+    levels = [len(search_levels(search.bounds)) for search in tables.searches]
     sizes = {
         "DEEP_TREES": len(tables.order),
         "DEEP_GROUPS": tables.groups,
@@ -62,15 +62,15 @@ def _tables_header(tables: DeepTables) -> str:
         array("uint32_t", "DEEP_ROOTS", tables.roots),
         *_searches(tables),
         *_leaves(tables),
-        *_segments(forest, tables.order),
+        *segments("DEEP", forest, tables.order),
     )
 
 
 def _searches(tables: DeepTables) -> list[str]:
     """The searches by number of levels, and the levels of each one, coarsest first."""
     rows, words, size = [], [], 0
-    for search in sorted(tables.searches, key=lambda search: len(_search_levels(search))):
-        levels = _search_levels(search)
+    for search in sorted(tables.searches, key=lambda search: len(search_levels(search.bounds))):
+        levels = search_levels(search.bounds)
         begins = [size + sum(map(len, levels[:i])) for i in range(len(levels))]
         begins += begins[-1:] * (4 - len(begins))
         words += levels
@@ -91,12 +91,12 @@ def _search_row(search: Search, begins: list[int], highest: int) -> str:
     return f"{{{search.feature}, {{{offsets}}}, {{{first[0]}, {last[0]}}}, {{{first[1]}, {last[1]}}}}}"
 
 
-def _search_levels(search: Search) -> list[NDArray[np.int32]]:
+def search_levels(bounds: NDArray[np.int32]) -> list[NDArray[np.int32]]:
     """The bounds, and above them the last bound of each sixteen, and so on up to sixteen in all.
 
     Padding is above every key, and so is the last entry of a level's last sixteen above, which needs no look.
     """
-    levels = [_padded(search.bounds)]
+    levels = [_padded(bounds)]
     while len(levels[0]) > _FAN_OUT:
         last = levels[0][_FAN_OUT - 1 :: _FAN_OUT].copy()
         last[-1] = _NO_KEY
@@ -118,7 +118,7 @@ def _leaves(tables: DeepTables) -> list[str]:
     return [array("uint32_t", "DEEP_LEAF_ROWS", tables.leaf_rows), array(ctype, "DEEP_VALUES", tables.values)]
 
 
-def _segments(forest: Forest, order: NDArray[np.int64]) -> list[str]:
+def segments(prefix: str, forest: Forest, order: NDArray[np.int64]) -> list[str]:
     """For several sums of single leaf values: which lanes of a group of trees add to which sum."""
     if forest.outputs == 1 or forest.trees[0].output is None:
         return []
@@ -131,7 +131,7 @@ def _segments(forest: Forest, order: NDArray[np.int64]) -> list[str]:
             outputs.append(int(one))
         starts.append(len(lanes))
     return [
-        array("uint32_t", "DEEP_SEGMENT_START", np.array(starts)),
-        array("uint16_t", "DEEP_SEGMENT_LANES", np.array(lanes)),
-        array("uint32_t", "DEEP_SEGMENT_OUTPUT", np.array(outputs)),
+        array("uint32_t", f"{prefix}_SEGMENT_START", np.array(starts)),
+        array("uint16_t", f"{prefix}_SEGMENT_LANES", np.array(lanes)),
+        array("uint32_t", f"{prefix}_SEGMENT_OUTPUT", np.array(outputs)),
     ]
