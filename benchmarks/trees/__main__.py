@@ -45,7 +45,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         peers=args.peers or [name for name in PEERS if not quick or name != "outrider-avx2"],
         batches=batches,
         limit_s=args.limit or (1.5 if quick else 12.0),
-        patience_s=8.0 if quick else 120.0,
+        patience_s=10.0 if quick else 150.0,
         memory=not quick,
         quick=quick,
     )

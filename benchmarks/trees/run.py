@@ -47,6 +47,10 @@ class Plan:
         """The random models leave out the largest batch, which tells what 1,024 rows tell."""
         return [batch for batch in self.batches if batch <= 1024 or not spec.seed]
 
+    def patience_of(self, spec: Spec) -> float:
+        """There are many random models, so they get less."""
+        return min(self.patience_s, 20.0) if spec.seed else self.patience_s
+
     @property
     def races(self) -> int:
         """How many races there are."""
@@ -119,7 +123,7 @@ def _enter(name: str, case: Case, folder: Path, plan: Plan) -> tuple[Entry, Pred
     own.mkdir()
     start = time.perf_counter()
     try:
-        path = rival.export(Order(case, own, plan.patience_s))
+        path = rival.export(Order(case, own, plan.patience_of(case.spec)))
         seconds = time.perf_counter() - start
         predict = rival.open(path)
         error, close = compare(predict(case.rows[:_CHECKED_ROWS]), case.reference(case.rows[:_CHECKED_ROWS]))

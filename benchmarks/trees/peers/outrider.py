@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from benchmarks.trees.peers import NotSupported, Order, Peer, Predict
 
 _CALIBRATION_ROWS = 2048
+_COMPILE_S = 300
 
 
 class Outrider(Peer):

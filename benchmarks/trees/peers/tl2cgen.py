@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from benchmarks.trees.peers import NotSupported, Order, Peer, Predict
 from benchmarks.trees.peers.gtil import treelite_model
 
-_S_PER_NODE = 0.4e-3  # of gcc, measured on several models
+_S_PER_NODE = 0.8e-3  # of gcc, with a margin: 0.4 ms on plain models, about twice that with categories
 
 
 class Tl2cgen(Peer):
