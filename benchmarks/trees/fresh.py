@@ -62,7 +62,10 @@ def compile_(model: str, target: str, rows: str, out: str) -> dict[str, float]:
 def main(arguments: list[str]) -> None:
     """`memory PEER FILE ROWS` or `compile MODEL TARGET CALIBRATION OUT`."""
     what, *rest = arguments
-    told = memory(*rest) if what == "memory" else compile_(*rest)
+    try:
+        told = memory(*rest) if what == "memory" else compile_(*rest)
+    except Exception as e:  # of any library: the parent shows the one line
+        sys.exit(f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
     import json
 
     print(json.dumps(told))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from benchmarks.trees.peers import is_ours
 from benchmarks.trees.ratios import (
     ARTIFACT_BYTES,
     COMPILE_PEAK_MB,
@@ -68,6 +69,10 @@ def _head(result: Result) -> str:
     ]
     if result.quick:
         lines += ["", "A quick run: few rounds, two models."]
+    failed = [e for e in result.entries if is_ours(e.peer) and e.status in ("unsupported", "differs")]
+    if failed:
+        cases = "; ".join(f"{entry.case} ({entry.peer}: {entry.detail or 'wrong results'})" for entry in failed)
+        lines += ["", f"**Outrider failed, and its goals are not met, on: {cases}.**"]
     if result.interrupted:
         lines += ["", "**The run was interrupted: this is what it had found.**"]
     return "\n".join(lines)

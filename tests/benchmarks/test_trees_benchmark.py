@@ -146,7 +146,9 @@ def test_a_peer_with_wrong_results_is_no_rival() -> None:
 def test_wrong_results_of_our_own_count_for_nothing() -> None:
     result = _result(outrider={1: 10}, x={1: 100})
     wrong = tuple(msgspec.structs.replace(entry, status="differs") for entry in result.entries)
-    assert ratios(msgspec.structs.replace(result, entries=wrong)) == []
+    result = msgspec.structs.replace(result, entries=wrong)
+    assert ratios(result) == []
+    assert "Outrider failed, and its goals are not met, on: a (outrider: wrong results)" in markdown(result)
 
 
 def test_no_rival_no_ratio() -> None:
