@@ -26,6 +26,7 @@ from outrider.compiler.trees.forest import NUMERIC, Forest
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+REGISTER = 16  # words
 CHUNK = 255  # bounds a column can tell apart with one byte
 NEVER = 255  # the position that no rank passes
 NO_KEY = np.int32(2**31 - 1)  # above the key of every number
@@ -103,13 +104,43 @@ def search_tree(chunk: Chunk) -> NDArray[np.int32]:
     It starts at p = 1; after `levels` steps, p - 2^levels is the rank.
     """
     levels = chunk.levels
-    ascending = np.full(1 << levels, NO_KEY)
-    ascending[: len(chunk.bounds)] = chunk.bounds
-    tree = np.full(max(16, 1 << levels), NO_KEY)
+    ascending = _ascending(chunk)
+    tree = np.full(max(REGISTER, 1 << levels), NO_KEY)
     for level in range(levels):
         step = 1 << (levels - level)
-        tree[1 << level : 2 << level] = ascending[step // 2 - 1 :: step][: 1 << level]
+        tree[1 << level : 2 << level] = ascending[step // 2 - 1 :: step]
     return tree
+
+
+def search_table(chunk: Chunk) -> NDArray[np.int32]:
+    """The chunk's bounds as ranks.h searches them, int32 [registers * 16].
+
+    Levels 0 to 4 have a register each, the later ones 2, 4 and 8. An index has the decision of level i as its bit i;
+    in a rank it is bit `levels - 1 - i`, so entries are in the order of reversed bits. Short levels are repeated.
+    """
+    levels = chunk.levels
+    ascending = _ascending(chunk)
+    parts = []
+    for level in range(levels):
+        step = 1 << (levels - level)
+        bounds = ascending[step // 2 - 1 :: step][_reversed_bits(level)]
+        parts.append(np.tile(bounds, max(1, REGISTER >> level)))
+    return np.concatenate(parts)
+
+
+def _ascending(chunk: Chunk) -> NDArray[np.int32]:
+    """2^levels bounds: the chunk's, then such as no number reaches."""
+    ascending = np.full(1 << chunk.levels, NO_KEY)
+    ascending[: len(chunk.bounds)] = chunk.bounds
+    return ascending
+
+
+def _reversed_bits(bits: int) -> NDArray[np.int64]:
+    """The numbers below 2^bits, each with its bits in reverse."""
+    numbers = np.zeros(1, np.int64)
+    for _ in range(bits):
+        numbers = np.concatenate([2 * numbers, 2 * numbers + 1])
+    return numbers
 
 
 def _spread(values: NDArray[Scalar], chosen: list[NDArray[np.bool_]]) -> tuple[NDArray[Scalar], ...]:

@@ -48,7 +48,7 @@ INLINE __mmask64 shape_right(const uint8_t *columns, const uint32_t *position, c
 
 /* right + leaves where the mask is set, left elsewhere. */
 INLINE __m512i shape_blend(__m512i left, __mmask64 goes_right, __m512i right, int leaves) {
-    return _mm512_mask_add_epi8(left, goes_right, right, _mm512_set1_epi8((char)leaves));
+    return _mm512_mask_add_epi8(left, goes_right, right, ranks_opaque(_mm512_set1_epi8((char)leaves)));
 }
 
 /* ---- blocks ---- */
@@ -159,31 +159,41 @@ INLINE __m512i shape_plane(const uint8_t *plane, __m512i leaf) {
     return _mm512_mask_mov_epi8(low, _mm512_movepi8_mask(leaf), high);
 }
 
-INLINE void shape_add(float *sums, __m512i values) {
-    _mm512_store_ps(sums, _mm512_add_ps(_mm512_load_ps(sums), _mm512_castsi512_ps(values)));
-}
+INLINE __m512 shape_add(__m512 sum, __m512i values) { return _mm512_add_ps(sum, _mm512_castsi512_ps(values)); }
 
 /* Add the values of 64 leaves to the sums of their rows. */
-INLINE void shape_add_leaves(const uint8_t *planes, __m512i leaf, float *sums) {
+INLINE void shape_add_leaves(const uint8_t *planes, __m512i leaf, __m512 *sums) {
     __m512i byte0 = shape_plane(planes, leaf), byte1 = shape_plane(planes + SHAPE_PLANE, leaf);
     __m512i byte2 = shape_plane(planes + 2 * SHAPE_PLANE, leaf), byte3 = shape_plane(planes + 3 * SHAPE_PLANE, leaf);
     __m512i even_low = _mm512_unpacklo_epi8(byte0, byte1), even_high = _mm512_unpacklo_epi8(byte2, byte3);
     __m512i odd_low = _mm512_unpackhi_epi8(byte0, byte1), odd_high = _mm512_unpackhi_epi8(byte2, byte3);
-    shape_add(sums, _mm512_unpacklo_epi16(even_low, even_high));
-    shape_add(sums + 16, _mm512_unpackhi_epi16(even_low, even_high));
-    shape_add(sums + 32, _mm512_unpacklo_epi16(odd_low, odd_high));
-    shape_add(sums + 48, _mm512_unpackhi_epi16(odd_low, odd_high));
+    sums[0] = shape_add(sums[0], _mm512_unpacklo_epi16(even_low, even_high));
+    sums[1] = shape_add(sums[1], _mm512_unpackhi_epi16(even_low, even_high));
+    sums[2] = shape_add(sums[2], _mm512_unpacklo_epi16(odd_low, odd_high));
+    sums[3] = shape_add(sums[3], _mm512_unpackhi_epi16(odd_low, odd_high));
 }
 
 /* ---- blocks of rows ---- */
 
-/* All trees for `registers` times 64 rows. `sums` is [outputs][SHAPE_ROWS]. */
+INLINE void shape_load(const float *sums, __m512 *sum, int registers) {
+    SHAPE_UNROLL for (int i = 0; i < 4 * registers; i++) sum[i] = _mm512_load_ps(sums + 16 * i);
+}
+
+INLINE void shape_store(float *sums, const __m512 *sum, int registers) {
+    SHAPE_UNROLL for (int i = 0; i < 4 * registers; i++) _mm512_store_ps(sums + 16 * i, sum[i]);
+}
+
+/* All trees for `registers` times 64 rows. `sums` is [outputs][SHAPE_ROWS]; trees are in the order of their
+ * outputs, so the sums of one stay in registers. */
 INLINE void shape_trees(const uint8_t *columns, uint8_t *buffer, float *sums, int registers) {
     shape_tree_t tree = {SHAPE_TOP_POSITION, SHAPE_TOP_COLUMN, columns, buffer};
     const uint8_t *planes = SHAPE_LEAVES;
 #if SHAPE_BLOCK
     shape_cursor_t at = {SHAPE_BLOCK_POSITION, SHAPE_BLOCK_SLOT, SHAPE_BLOCK_COLUMN, SHAPE_BLOCK_COUNT};
 #endif
+    __m512 sum[4 * SHAPE_REGISTERS];
+    uint32_t output = SHAPE_TREE_OUTPUT(0);
+    shape_load(sums + (size_t)output * SHAPE_ROWS, sum, registers);
     for (uint32_t first = 0; first < TREES; first += SHAPE_GROUP) {
 #if SHAPE_BLOCK
 #define SHAPE_ONE(shape) shape_loop(shape, &at, columns, buffer, registers);
@@ -194,14 +204,19 @@ INLINE void shape_trees(const uint8_t *columns, uint8_t *buffer, float *sums, in
         for (uint32_t number = first; number < end; number++) {
             shape_bytes_t leaf;
             SHAPE_TOP(&tree, 0, leaf, registers);
-            float *sum = sums + (size_t)SHAPE_TREE_OUTPUT(number) * SHAPE_ROWS;
-            SHAPE_UNROLL for (int i = 0; i < registers; i++) shape_add_leaves(planes, leaf[i], sum + 64 * i);
+            if (SHAPE_TREE_OUTPUT(number) != output) {
+                shape_store(sums + (size_t)output * SHAPE_ROWS, sum, registers);
+                output = SHAPE_TREE_OUTPUT(number);
+                shape_load(sums + (size_t)output * SHAPE_ROWS, sum, registers);
+            }
+            SHAPE_UNROLL for (int i = 0; i < registers; i++) shape_add_leaves(planes, leaf[i], sum + 4 * i);
             tree.position += SHAPE_SLOTS - 1;
             tree.column += SHAPE_SLOTS - 1;
             tree.buffer += SHAPE_SLOTS * SHAPE_ROWS;
             planes += 4 * SHAPE_PLANE;
         }
     }
+    shape_store(sums + (size_t)output * SHAPE_ROWS, sum, registers);
 }
 
 static __attribute__((noinline)) void shape_trees_64(const uint8_t *columns, uint8_t *buffer, float *sums) {
@@ -237,7 +252,7 @@ INLINE void shape_rank(const float *rows, uint32_t count, float *copy, uint8_t *
                 copy[(size_t)row * SHAPE_STRIDE + i] = rows[(size_t)row * FEATURES + i];
         rows = copy;
     }
-    ranks_fill(rows, SHAPE_STRIDE, SHAPE_RANK_GROUPS, SHAPE_RANK_GROUP_COUNT, SHAPE_RANK_CHUNKS, SHAPE_RANK_TREES,
+    ranks_fill(rows, SHAPE_STRIDE, SHAPE_RANK_GROUPS, SHAPE_RANK_GROUP_COUNT, SHAPE_RANK_CHUNKS, SHAPE_RANK_TABLES,
                columns, (ranks_rules_t){ZERO_IS_MISSING, TINY_IS_ZERO});
 }
 

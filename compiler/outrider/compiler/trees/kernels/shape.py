@@ -7,7 +7,7 @@ cheapest larger one by nodes that nothing passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.forest import CATEGORY, LEAF, Forest, Tree
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.ranks import rank_files, rank_tables
-from outrider.compiler.trees.quantise import NEVER, Quantised, quantise
+from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised, quantise, search_table
 from outrider.runtime.target import Target
 
 MAX_DEPTH = 8  # leaf numbers are bytes
@@ -43,6 +43,24 @@ class ShapeOptions:
 SHALLOW = 7  # levels from which blocks pay
 SHALLOW_OPTIONS = (ShapeOptions(0, 2, 8), ShapeOptions(3, 2, 8))
 DEEP_OPTIONS = (ShapeOptions(3, 2, 4), ShapeOptions(3, 1, 8))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a kernel of this family wants of its tables.
+
+    `lanes`: rows a register. `bias`: xor of positions, where compares are signed. `planes`: leaf values as four tables
+    of bytes, else as floats. `search`: how bounds are laid out.
+    """
+
+    prefix: str
+    lanes: int
+    bias: int
+    planes: bool
+    search: Callable[[Chunk], NDArray[np.int32]]
+
+
+FORM = Form("SHAPE", 64, 0, True, search_table)
 
 
 @dataclass
@@ -278,10 +296,10 @@ def _depth(forest: Forest) -> int:
     return max(1, *(depth_of(tree) for tree in forest.trees))
 
 
-def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions) -> tuple[str, int]:
-    """`shape_tables.h` for a forest that `why_not` has no word against, and the bytes of scratch it takes."""
+def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions, form: Form = FORM) -> tuple[str, int]:
+    """The tables' header, for a forest that `why_not` has no word against, and the kernel's bytes of scratch."""
     depth = max(options.block, _depth(forest))
-    top, stride = depth - options.block, 64 * options.registers
+    top, stride = depth - options.block, form.lanes * options.registers
     layer = _Layer(forest, quantised, options, depth)
     order = sorted(range(len(forest.trees)), key=lambda number: forest.trees[number].output or 0)
     groups = [order[i : i + options.group] for i in range(0, len(order), options.group)]
@@ -297,62 +315,76 @@ def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions) ->
         "GROUP": options.group,
     }
     column = "uint32_t" if quantised.columns * stride > 0xFFFF else "uint16_t"
+    write = _Writer(form, stride, column)
     text = header(
-        "The tables of shape.h for one forest.",
-        defines({f"SHAPE_{name}": value for name, value in sizes.items()}),
-        f"typedef {column} shape_column_t;",
-        rank_tables("SHAPE", forest, quantised, stride),
-        array("uint32_t", "SHAPE_TOP_POSITION", _splat(np.concatenate([tree.position for tree in flat]))),
-        array(column, "SHAPE_TOP_COLUMN", np.concatenate([tree.column for tree in flat]) * stride),
-        *(_block_tables(trees, sorted(set(padded.values())), 1 << top, stride, column) if options.block else ()),
-        *_outputs(forest, order),
-        _leaves(flat),
+        "The tables of a kernel that evaluates all nodes, for one forest.",
+        defines({f"{form.prefix}_{name}": value for name, value in sizes.items()}),
+        f"typedef {column} {form.prefix.lower()}_column_t;",
+        rank_tables(form.prefix, forest, quantised, stride, form.search),
+        *write.nodes("TOP", *(np.concatenate([getattr(tree, of) for tree in flat]) for of in ("column", "position"))),
+        *(write.blocks(trees, sorted(set(padded.values())), 1 << top) if options.block else ()),
+        *write.outputs([forest.trees[number].output or 0 for number in order] if forest.outputs > 1 else []),
+        write.leaves(np.stack([tree.leaves for tree in flat])),
     )
     buffer = options.group << top if options.block else 0
-    scratch = stride * (quantised.columns + 1 + buffer + 4 * forest.outputs) + 64 * 4 * max(4, forest.features)
-    return text, scratch
+    scratch = stride * (quantised.columns + 1 + buffer + 4 * forest.outputs)
+    return text, scratch + form.lanes * 4 * max(4, forest.features)
 
 
-def _block_tables(trees: list[list[_Laid]], shapes: list[int], slots: int, stride: int, column: str) -> list[str]:
-    """Blocks by group of trees, then by shape."""
-    counts, slot = [], []
-    nodes: list[tuple[int, int]] = []
-    for group in trees:
-        by_shape: dict[int, list[tuple[int, _Block]]] = {shape: [] for shape in shapes}
-        for place, tree in enumerate(group):
-            for block in tree.blocks:
-                by_shape[block.shape].append((place * slots + block.slot, block))
-        for same in by_shape.values():
-            counts.append(len(same))
-            slot += [where * stride for where, _ in same]
-            for _, block in same:
-                nodes += block.nodes
-    columns, positions = np.array(nodes, np.int64).reshape(-1, 2).T
-    return [
-        "#define SHAPE_EACH(ONE) " + " ".join(f"ONE({shape})" for shape in shapes),
-        array("uint16_t", "SHAPE_BLOCK_COUNT", np.array(counts)),
-        array("uint32_t", "SHAPE_BLOCK_SLOT", np.array(slot)),
-        array("uint32_t", "SHAPE_BLOCK_POSITION", _splat(positions)),
-        array(column, "SHAPE_BLOCK_COLUMN", columns * stride),
-    ]
+@dataclass(frozen=True)
+class _Writer:
+    """Writes tables in the form of a kernel; `stride`: bytes of a virtual column and of a slot."""
 
+    form: Form
+    stride: int
+    column: str
 
-def _splat(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each byte four times: a broadcast of words needs no shuffle, one of bytes does."""
-    return positions * 0x01010101
+    def nodes(self, name: str, columns: NDArray[np.int64], positions: NDArray[np.int64]) -> list[str]:
+        """A position is four times the same byte: a broadcast of words needs no shuffle, one of bytes does."""
+        name = f"{self.form.prefix}_{name}"
+        return [
+            array("uint32_t", f"{name}_POSITION", (positions ^ self.form.bias) * 0x01010101),
+            array(self.column, f"{name}_COLUMN", columns * self.stride),
+        ]
 
+    def blocks(self, trees: list[list[_Laid]], shapes: list[int], slots: int) -> list[str]:
+        """Blocks by group of trees, then by shape."""
+        counts, slot = [], []
+        nodes: list[tuple[int, int]] = []
+        for group in trees:
+            by_shape: dict[int, list[tuple[int, _Block]]] = {shape: [] for shape in shapes}
+            for place, tree in enumerate(group):
+                for block in tree.blocks:
+                    by_shape[block.shape].append((place * slots + block.slot, block))
+            for same in by_shape.values():
+                counts.append(len(same))
+                slot += [where * self.stride for where, _ in same]
+                for _, block in same:
+                    nodes += block.nodes
+        prefix = self.form.prefix
+        return [
+            f"#define {prefix}_EACH(ONE) " + " ".join(f"ONE({shape})" for shape in shapes),
+            array("uint16_t", f"{prefix}_BLOCK_COUNT", np.array(counts)),
+            array("uint32_t", f"{prefix}_BLOCK_SLOT", np.array(slot)),
+            *self.nodes("BLOCK", *np.array(nodes, np.int64).reshape(-1, 2).T),
+        ]
 
-def _outputs(forest: Forest, order: Sequence[int]) -> list[str]:
-    if forest.outputs == 1:
-        return ["#define SHAPE_TREE_OUTPUT(number) 0"]
-    outputs = np.array([forest.trees[number].output or 0 for number in order])
-    return [array("uint32_t", "SHAPE_OUTPUT", outputs), "#define SHAPE_TREE_OUTPUT(number) SHAPE_OUTPUT[number]"]
+    def outputs(self, outputs: list[int]) -> list[str]:
+        """The output that each tree adds to; none are given where there is but one."""
+        prefix = self.form.prefix
+        if not outputs:
+            return [f"#define {prefix}_TREE_OUTPUT(number) 0"]
+        return [
+            array("uint32_t", f"{prefix}_OUTPUT", np.array(outputs)),
+            f"#define {prefix}_TREE_OUTPUT(number) {prefix}_OUTPUT[number]",
+        ]
 
-
-def _leaves(trees: Sequence[_Laid]) -> str:
-    """The leaf values, a tree's as four tables of bytes, the lowest bytes first."""
-    leaves = np.stack([tree.leaves for tree in trees])
-    plane = max(MIN_PLANE, leaves.shape[1])
-    padded = np.zeros((len(trees), plane), "<f4")
-    padded[:, : leaves.shape[1]] = leaves
-    return array("uint8_t", "SHAPE_LEAVES", padded.view(np.uint8).reshape(len(trees), plane, 4).transpose(0, 2, 1))
+    def leaves(self, leaves: NDArray[np.float32]) -> str:
+        """The leaf values [trees, 2^depth], as floats or a tree's as four tables of bytes, the lowest bytes first."""
+        name = f"{self.form.prefix}_LEAVES"
+        if not self.form.planes:
+            return array("float", name, leaves)
+        trees, plane = len(leaves), max(MIN_PLANE, leaves.shape[1])
+        padded = np.zeros((trees, plane), "<f4")
+        padded[:, : leaves.shape[1]] = leaves
+        return array("uint8_t", name, padded.view(np.uint8).reshape(trees, plane, 4).transpose(0, 2, 1))
