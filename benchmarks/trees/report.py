@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.trees.peers import is_ours
+from benchmarks.trees.peers import PEERS, is_ours
 from benchmarks.trees.ratios import (
     ARTIFACT_BYTES,
     COMPILE_PEAK_MB,
@@ -69,6 +69,10 @@ def _head(result: Result) -> str:
     ]
     if result.quick:
         lines += ["", "A quick run: few rounds, two models."]
+    there = {peer.name for peer in result.peers if peer.version is not None}
+    missing = [name for name in PEERS if name not in there and not is_ours(name)]
+    if missing:
+        lines += ["", f"**Not all peers took part: without {', '.join(missing)}.**"]
     failed = [e for e in result.entries if is_ours(e.peer) and e.status in ("unsupported", "differs")]
     if failed:
         cases = "; ".join(f"{entry.case} ({entry.peer}: {entry.detail or 'wrong results'})" for entry in failed)

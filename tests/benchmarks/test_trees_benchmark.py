@@ -182,6 +182,7 @@ def test_the_report_says_goals_and_figures() -> None:
     assert "30.0x (xgboost), meets 25x" in text
     assert "10.0x (xgboost), **misses** 14x" in text
     assert "1 of 2 goals met." in text
+    assert "Not all peers took part: without lightgbm, onnxruntime" in text
     assert "1.5 (1.7)" in text
 
 
