@@ -30,6 +30,7 @@
 #include "deep_tables.h"
 #include "finish.h"
 #include "forest.h"
+#include "gather.h"
 #include "keys.h"
 
 #define DEEP_UNROLL _Pragma("clang loop unroll(full)")
@@ -80,7 +81,8 @@ INLINE deep_row_t deep_load(const uint16_t *ranks) { return ranks; }
 
 /* The ranks that nodes ask for, in the low halves; the high halves hold anything. Permutes read only the low bits of a
  * node's column, which is why columns lie lowest. */
-INLINE __m512i deep_look_up(deep_row_t row, __m512i node) {
+INLINE __m512i deep_look_up(deep_row_t row, __m512i node, __mmask16 all) {
+    (void)all;
 #if DEEP_REGISTERS == 1
     return _mm512_permutexvar_epi16(node, row.part[0]);
 #elif DEEP_REGISTERS == 2
@@ -90,21 +92,21 @@ INLINE __m512i deep_look_up(deep_row_t row, __m512i node) {
     __m512i high = _mm512_permutex2var_epi16(row.part[2], node, row.part[3]);
     return _mm512_mask_mov_epi32(low, _mm512_test_epi32_mask(node, _mm512_set1_epi32(64)), high);
 #else
-    return _mm512_i32gather_epi32(_mm512_and_si512(node, _mm512_set1_epi32((1 << DEEP_COLUMN_BITS) - 1)), row, 2);
+    return GATHER_WORDS(all, _mm512_and_si512(node, _mm512_set1_epi32((1 << DEEP_COLUMN_BITS) - 1)), row, 2);
 #endif
 }
 
 /* One level for 16 trees: `at` moves on; returns how far, without the step to a right child: 0 at leaves. */
-INLINE __m512i deep_step(deep_row_t row, __m512i *at, __m512i *node) {
+INLINE __m512i deep_step(deep_row_t row, __m512i *at, __m512i *node, __mmask16 all) {
 #if DEEP_WIDE
-    *node = _mm512_i32gather_epi32(*at, DEEP_NODES, 8);
-    __m512i delta = _mm512_i32gather_epi32(*at, DEEP_NODES + 1, 8);
+    *node = GATHER_WORDS(all, *at, DEEP_NODES, 8);
+    __m512i delta = GATHER_WORDS(all, *at, DEEP_NODES + 1, 8);
 #else
-    *node = _mm512_i32gather_epi32(*at, DEEP_NODES, 4);
+    *node = GATHER_WORDS(all, *at, DEEP_NODES, 4);
     __m512i delta = _mm512_and_si512(_mm512_srli_epi32(*node, DEEP_COLUMN_BITS),
                                      _mm512_set1_epi32((1 << (32 - DEEP_RANK_BITS - DEEP_COLUMN_BITS)) - 1));
 #endif
-    __m512i ranks = _mm512_slli_epi32(deep_look_up(row, *node), 32 - DEEP_RANK_BITS);
+    __m512i ranks = _mm512_slli_epi32(deep_look_up(row, *node, all), 32 - DEEP_RANK_BITS);
     __mmask16 right = _mm512_cmpgt_epu32_mask(ranks, *node);
     *at = _mm512_add_epi32(*at, delta);
     *at = _mm512_mask_add_epi32(*at, right, *at, _mm512_set1_epi32(1));
@@ -183,6 +185,7 @@ INLINE void deep_add(const __m512i *leaves, uint32_t first, int groups, double *
 INLINE void deep_walk(const uint16_t *ranks, int rows, uint32_t first, int groups, double *sums) {
     deep_row_t row[DEEP_FLIGHT];
     __m512i at[DEEP_FLIGHT], node[DEEP_FLIGHT], moved;
+    const __mmask16 all = gather_mask();
     DEEP_UNROLL for (int r = 0; r < rows; r++) {
         row[r] = deep_load(ranks + r * DEEP_STRIDE);
         DEEP_UNROLL for (int g = 0; g < groups; g++)
@@ -194,7 +197,7 @@ INLINE void deep_walk(const uint16_t *ranks, int rows, uint32_t first, int group
             DEEP_UNROLL for (int r = 0; r < rows; r++)
                 DEEP_UNROLL for (int g = 0; g < groups; g++) {
                     int i = r * groups + g;
-                    moved = _mm512_or_si512(moved, deep_step(row[r], &at[i], &node[i]));
+                    moved = _mm512_or_si512(moved, deep_step(row[r], &at[i], &node[i], all));
                 }
         }
     } while (_mm512_test_epi32_mask(moved, moved));

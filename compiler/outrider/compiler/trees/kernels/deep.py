@@ -35,7 +35,7 @@ def stride(tables: DeepTables) -> int:
 
 def deep_files(tables: DeepTables) -> dict[str, str]:
     """`deep.h` and its tables."""
-    return {"deep.h": template("deep.h"), "deep_tables.h": _tables_header(tables)}
+    return {"deep.h": template("deep.h"), "gather.h": template("gather.h"), "deep_tables.h": _tables_header(tables)}
 
 
 def _tables_header(tables: DeepTables) -> str:

@@ -29,6 +29,7 @@
 #include "common.h"
 #include "finish.h"
 #include "forest.h"
+#include "gather.h"
 #include "keys.h"
 #include "row_tables.h"
 
@@ -74,7 +75,8 @@ INLINE row_ranks_t row_load(const uint8_t *ranks) { return ranks; }
 #endif
 
 /* Which of 16 nodes go right. Permutes read the low byte of a node, its column, into the low byte. */
-INLINE __mmask16 row_right(row_ranks_t row, __m512i node) {
+INLINE __mmask16 row_right(row_ranks_t row, __m512i node, __mmask16 all) {
+    (void)all;
 #if ROW_REGISTERS == 1
     __m512i rank = _mm512_permutexvar_epi8(node, row.part[0]);
 #elif ROW_REGISTERS == 2
@@ -84,7 +86,7 @@ INLINE __mmask16 row_right(row_ranks_t row, __m512i node) {
     __m512i high = _mm512_permutex2var_epi8(row.part[2], node, row.part[3]);
     __m512i rank = _mm512_mask_mov_epi32(low, _mm512_test_epi32_mask(node, _mm512_set1_epi32(128)), high);
 #else
-    __m512i rank = _mm512_i32gather_epi32(_mm512_and_si512(node, _mm512_set1_epi32(0xffffff)), row, 1);
+    __m512i rank = GATHER_WORDS(all, _mm512_and_si512(node, _mm512_set1_epi32(0xffffff)), row, 1);
 #endif
     return _mm512_cmpgt_epu32_mask(_mm512_slli_epi32(rank, 24), node);
 }
@@ -98,13 +100,13 @@ INLINE __m512i row_append(__m512i path, __mmask16 right) {
 /* ---- a walk ---- */
 
 /* The path through the three top levels, 0 to 7; `top`: seven nodes of 16 trees, breadth first. */
-INLINE __m512i row_top(row_ranks_t row, const uint32_t *top) {
+INLINE __m512i row_top(row_ranks_t row, const uint32_t *top, __mmask16 all) {
 #define ROW_TOP(i) _mm512_load_si512(top + 16 * (i))
-    __mmask16 first = row_right(row, ROW_TOP(0));
-    __mmask16 second = row_right(row, _mm512_mask_mov_epi32(ROW_TOP(1), first, ROW_TOP(2)));
+    __mmask16 first = row_right(row, ROW_TOP(0), all);
+    __mmask16 second = row_right(row, _mm512_mask_mov_epi32(ROW_TOP(1), first, ROW_TOP(2)), all);
     __m512i low = _mm512_mask_mov_epi32(ROW_TOP(3), first, ROW_TOP(5));
     __m512i high = _mm512_mask_mov_epi32(ROW_TOP(4), first, ROW_TOP(6));
-    __mmask16 third = row_right(row, _mm512_mask_mov_epi32(low, second, high));
+    __mmask16 third = row_right(row, _mm512_mask_mov_epi32(low, second, high), all);
     __m512i path = _mm512_maskz_mov_epi32(first, _mm512_set1_epi32(4));
     path = _mm512_mask_add_epi32(path, second, path, _mm512_set1_epi32(2));
     return _mm512_mask_add_epi32(path, third, path, _mm512_set1_epi32(1));
@@ -119,7 +121,8 @@ INLINE __m512i row_blocks(__m512i path, int count) {
 /* The leaf values of `groups` groups of 16 trees, from `first` on, all in flight at once. */
 INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512 *leaves) {
     __m512i path[ROW_FLIGHT];
-    ROW_UNROLL for (int g = 0; g < groups; g++) path[g] = row_top(row, ROW_TOPS + (size_t)(first + g) * 16 * 7);
+    const __mmask16 all = gather_mask();
+    ROW_UNROLL for (int g = 0; g < groups; g++) path[g] = row_top(row, ROW_TOPS + (size_t)(first + g) * 16 * 7, all);
 #if ROW_DEPTH > 3
     __m512i block[ROW_FLIGHT], in[ROW_FLIGHT]; /* a block, and the place in it: 1 the root, 2 and 3 its children... */
     ROW_UNROLL for (int g = 0; g < groups; g++) {
@@ -129,7 +132,8 @@ INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512 *leaves
     ROW_UNROLL for (int level = 0; level < 3; level++) {
         ROW_UNROLL for (int g = 0; g < groups; g++) {
             const uint32_t *blocks = ROW_MIDDLES + (size_t)(first + g) * 16 * 64;
-            in[g] = row_append(in[g], row_right(row, _mm512_i32gather_epi32(_mm512_or_si512(block[g], in[g]), blocks, 4)));
+            __m512i node = GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4);
+            in[g] = row_append(in[g], row_right(row, node, all));
         }
     }
     ROW_UNROLL for (int g = 0; g < groups; g++)
@@ -143,18 +147,19 @@ INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512 *leaves
     ROW_UNROLL for (int level = 0; level < 2; level++) {
         ROW_UNROLL for (int g = 0; g < groups; g++) {
             const uint32_t *blocks = ROW_BOTTOMS + (size_t)(first + g) * 16 * 512;
-            in[g] = row_append(in[g], row_right(row, _mm512_i32gather_epi32(_mm512_or_si512(block[g], in[g]), blocks, 4)));
+            __m512i node = GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4);
+            in[g] = row_append(in[g], row_right(row, node, all));
         }
     }
     ROW_UNROLL for (int g = 0; g < groups; g++) {
         const uint32_t *blocks = ROW_BOTTOMS + (size_t)(first + g) * 16 * 512;
-        leaves[g] = _mm512_castsi512_ps(_mm512_i32gather_epi32(_mm512_or_si512(block[g], in[g]), blocks, 4));
+        leaves[g] = _mm512_castsi512_ps(GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4));
     }
 #else
     ROW_UNROLL for (int g = 0; g < groups; g++) {
         const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         __m512i at = _mm512_add_epi32(_mm512_slli_epi32(lane, ROW_DEPTH), path[g]);
-        leaves[g] = _mm512_i32gather_ps(at, ROW_LEAVES + ((size_t)(first + g) * 16 << ROW_DEPTH), 4);
+        leaves[g] = _mm512_castsi512_ps(GATHER_WORDS(all, at, ROW_LEAVES + ((size_t)(first + g) * 16 << ROW_DEPTH), 4));
     }
 #endif
 }

@@ -55,7 +55,11 @@ class Row:
         quantised = self._ranks(forest)
         groups = int(options.get("groups", _IN_FLIGHT[0]))
         return KernelSource(
-            files={"row.h": template("row.h"), "row_tables.h": _tables_header(forest, quantised, groups)},
+            files={
+                "row.h": template("row.h"),
+                "gather.h": template("gather.h"),
+                "row_tables.h": _tables_header(forest, quantised, groups),
+            },
             include="row.h",
             prefix="row",
             scratch=_stride(quantised),
