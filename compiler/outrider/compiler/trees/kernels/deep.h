@@ -17,8 +17,8 @@
  * Limits: numeric splits only, 8191 columns, 2^27 nodes.
  *
  * Exactness: decisions are exact for every float32. Leaf values are held as float32 where they are that, or where their
- * rounding cannot be seen (deep_layout.py, fit_float), and added in double: in sixteen, or by trees of like depth where
- * leaves are vectors, the same for every batch. The sum is off by at most trees * 2^-53 * the sum of the leaves' sizes,
+ * rounding cannot be seen (deep_layout.py, fit_float), and added in double, trees of like
+ * depth together. The sum is off by at most trees * 2^-53 * the sum of the leaves' sizes,
  * far less than a source that adds in float32 is off itself.
  */
 #ifndef OUTRIDER_DEEP_H

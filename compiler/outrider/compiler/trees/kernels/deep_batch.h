@@ -1,11 +1,11 @@
 /* Deep-batch: many rows through deep forests. Idea, limits and exactness: deep.h.
  *
  * Idea: trees outermost. The nodes of 16 * DEEP_BATCH_GROUPS trees, some 100 KB to 1 MB, stay in L2 while all rows of a
- * block pass, DEEP_BATCH_ROWS of them in flight. A large block reads the forest from memory less often; ranks and sums of
- * DEEP_BATCH_BLOCK rows share L2 with the nodes.
+ * block pass, DEEP_BATCH_ROWS of them in flight. A large block reads the forest from memory less often; ranks and sums
+ * of DEEP_BATCH_BLOCK rows share L2 with the nodes.
  *
- * Cost model: gathers as in deep.h, from L2. For few rows more groups in flight are better than more rows, which wait for
- * the deepest of their walks together.
+ * Cost model: gathers as in deep.h, from L2. For few rows more groups in flight are better than more rows, which wait
+ * for the deepest of their walks together.
  */
 #ifndef OUTRIDER_DEEP_BATCH_H
 #define OUTRIDER_DEEP_BATCH_H

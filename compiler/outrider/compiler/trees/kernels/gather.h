@@ -1,9 +1,9 @@
 /* Gathers of 16 words that do not wait for each other.
  *
  * A gather consumes its mask, so compilers set an all-ones mask before each by comparing a mask register with itself,
- * usually the one that the latest comparison wrote. CPUs take that for a dependency, and gathers that could overlap wait
- * for one another's decisions: on Zen 4 walks took 1.7 times as long. Here the mask is a copy of one that the compiler cannot see
- * through; take it once, outside of loops.
+ * usually the one that the latest comparison wrote. CPUs take that for a dependency, and gathers that could overlap
+ * wait for one another's decisions: on Zen 4 walks took 1.7 times as long. Here the mask is a copy of one that the
+ * compiler cannot see through; take it once, outside of loops.
  */
 #ifndef OUTRIDER_GATHER_H
 #define OUTRIDER_GATHER_H

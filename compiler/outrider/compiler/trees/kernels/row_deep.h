@@ -1,4 +1,6 @@
-/* Row-deep: single rows through deep forests, ROW_DEEP_GROUPS groups of 16 trees in flight. Idea, limits, exactness: deep.h.
+/* Row-deep: single rows through deep forests, ROW_DEEP_GROUPS groups of 16 trees in flight.
+ *
+ * Idea, limits and exactness: deep.h.
  *
  * Cost model: the latency of a level, a gather and about 12 cycles, is shared by 16 * ROW_DEEP_GROUPS trees; 7 groups
  * take 15 registers and saturate the gathers. Nothing is kept from row to row but the caches.
