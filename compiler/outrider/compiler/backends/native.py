@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from outrider.compiler.backends import Built, Candidate, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Times, artifact_entry
 from outrider.compiler.model import Model
+from outrider.compiler.trees import select
 from outrider.compiler.trees.emit import artifact_sources
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.kernels import ISA_LEVELS, Kernel, KernelSource, kernel
-from outrider.compiler.trees.select import Part, Plan, read_plan, solos
+from outrider.compiler.trees.kernels import ISA_LEVELS, Kernel, KernelSource, Role, kernel
+from outrider.compiler.trees.select import Part, Plan
 from outrider.runtime.target import Requirements, Target
 from outrider.targets.toolchain import build_shared
 
@@ -29,13 +30,32 @@ class NativeBackend:
         return f"there is no toolchain for {target.arch} yet" if target.arch == "wasm32" else None
 
     def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """One a variant of a kernel."""
-        forest = _forest(model)
-        return [_candidate(forest, plan) for plan in solos(forest, target, self._kernel)]
+        """Each kernel alone."""
+        return self._offer(model, select.favourites(_forest(model), target, self._kernel))
+
+    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
+        """Other options of the best kernels, then the best two together."""
+        solos = select.solos(_forest(model), target, self._kernel)
+        known = {candidate.id: plan for plan, candidate in zip(solos, self._offer(model, solos), strict=True)}
+        measured = times()
+        if not measured.keys() <= known.keys():
+            return []  # a pair was measured, which is the last round
+        found = {known[key]: batches for key, batches in measured.items()}
+        return self._offer(model, select.further(_forest(model), target, self._kernel, found))
+
+    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
+        """One an instruction-set level."""
+        return self._offer(model, select.rule(_forest(model), target, self._kernel))
+
+    def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
+        """Kernels that take the forest, with options of theirs, at the level that they need."""
+        plan = select.recognise(options, _forest(model), target, self._kernel)
+        return None if plan is None else self._offer(model, [plan])[0]
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Lay out, emit, compile for the level of the candidate."""
-        forest, plan = _forest(model), read_plan(candidate.options)
+        forest, plan = _forest(model), select.read_plan(candidate.options)
+        assert plan is not None
         row, batch = self._emit(forest, plan.row), self._emit(forest, plan.batch)
         level = ISA_LEVELS[plan.isa]
         sources = artifact_sources(forest, row, batch, plan.crossover)
@@ -51,8 +71,18 @@ class NativeBackend:
         )
         return Built(candidate, data, entry)
 
+    def _offer(self, model: Model, plans: Iterable[Plan]) -> list[Candidate]:
+        """Plans as candidates."""
+        precision = _forest(model).precision
+        return [Candidate("native", precision, plan.options(), self._part(plan)) for plan in plans]
+
+    def _part(self, plan: Plan) -> Role | None:
+        """The role that a kernel alone cannot do without another; None for what can be shipped."""
+        serves = self._kernel(plan.row.kernel).serves
+        return next(iter(serves)) if plan.row == plan.batch and len(serves) == 1 else None
+
     def _emit(self, forest: Forest, part: Part) -> KernelSource:
-        return self._kernel(part.kernel).emit(forest, part.options)
+        return self._kernel(part.kernel).emit(forest, dict(part.options))
 
     def _kernel(self, name: str) -> Kernel:
         """The kernel of that name, one instance for all candidates, which share its layouts."""
@@ -64,10 +94,6 @@ class NativeBackend:
 def _forest(model: Model) -> Forest:
     assert isinstance(model.payload, Forest)
     return model.payload
-
-
-def _candidate(forest: Forest, plan: Plan) -> Candidate:
-    return Candidate("native", forest.precision, plan.options())
 
 
 def _baseline(target: Target) -> tuple[str, ...]:
