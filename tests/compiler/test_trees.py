@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from outrider.compiler.backends import Candidate, backend
 from outrider.compiler.frontends import read_model
 from outrider.compiler.model import forest_model
-from outrider.compiler.trees.emit import KernelOptions, emit
+from outrider.compiler.trees.emit import artifact_sources
 from outrider.compiler.trees.forest import (
     CATEGORY,
     LEAF,
@@ -27,6 +27,7 @@ from outrider.compiler.trees.forest import (
     key_value,
     sort_key,
 )
+from outrider.compiler.trees.kernels import kernel
 from outrider.compiler.trees.layout import lay_out
 from outrider.compiler.trees.rows import rows_from_thresholds
 from outrider.runtime.engines import open_engine
@@ -254,4 +255,6 @@ def test_the_kernel_compiles_without_a_warning(table, tmp_path):
     payload = read_model(booster).payload
     assert isinstance(payload, Forest)
     flags = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    assert build_shared(emit(lay_out(payload), KernelOptions()), tmp_path / "model.so", get_target("host"), flags)
+    source = kernel("k2").emit(payload, {"lanes": "8"})
+    sources = artifact_sources(payload, source, source, 0)
+    assert build_shared(sources, tmp_path / "model.so", get_target("host"), flags)

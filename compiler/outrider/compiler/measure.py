@@ -38,16 +38,12 @@ def measure(
     CPU time is that of the whole process, so an engine with threads is charged for all of them; the percentiles
     are of wall time, at the smallest batch.
     """
-    results: dict[str, list[Measurement]] = {key: [] for key in runs}
-    for batch in batches:
-        rows = {name: _repeat(array, batch) for name, array in inputs.items()}
-        for key, found in _measure_batch(runs, rows, batch).items():
-            results[key].append(found)
+    found = compare(runs, inputs, dict.fromkeys(runs, tuple(batches)), rounds=_ROUNDS)
     single = {name: _repeat(array, min(batches)) for name, array in inputs.items()}
     calls = _call_times(runs, single)
     return {
         key: Timing(
-            measured=tuple(results[key]),
+            measured=tuple(found[key].values()),
             p50_ms=float(np.percentile(calls[key], 50)),
             p99_ms=float(np.percentile(calls[key], 99)),
         )
@@ -55,7 +51,22 @@ def measure(
     }
 
 
-def _measure_batch(runs: Mapping[str, Run], rows: Mapping[str, Array], batch: int) -> dict[str, Measurement]:
+def compare(
+    runs: Mapping[str, Run], inputs: Mapping[str, Array], batches: Mapping[str, Sequence[int]], *, rounds: int
+) -> dict[str, dict[int, Measurement]]:
+    """CPU times of each candidate at its own batch sizes, by batch size; a batch that takes too long is left out."""
+    results: dict[str, dict[int, Measurement]] = {key: {} for key in runs}
+    for batch in sorted({batch for wanted in batches.values() for batch in wanted}):
+        rows = {name: _repeat(array, batch) for name, array in inputs.items()}
+        taking_part = {key: run for key, run in runs.items() if batch in batches[key]}
+        for key, found in _measure_batch(taking_part, rows, batch, rounds).items():
+            results[key][batch] = found
+    return results
+
+
+def _measure_batch(
+    runs: Mapping[str, Run], rows: Mapping[str, Array], batch: int, rounds: int
+) -> dict[str, Measurement]:
     loops = {}
     for key, run in runs.items():
         run(rows)
@@ -63,7 +74,7 @@ def _measure_batch(runs: Mapping[str, Run], rows: Mapping[str, Array], batch: in
         if once <= _SLOWEST_NS:
             loops[key] = max(1, int(_LOOP_NS / max(once, 1)))
     times: dict[str, list[float]] = {key: [] for key in loops}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for key, count in loops.items():
             times[key].append(_timed(runs[key], rows, count) / count / batch)
     return {
@@ -72,7 +83,7 @@ def _measure_batch(runs: Mapping[str, Run], rows: Mapping[str, Array], batch: in
             threads=1,
             ns_per_row_min=round(min(found), 1),
             ns_per_row_median=round(float(np.median(found)), 1),
-            repeats=_ROUNDS,
+            repeats=rounds,
         )
         for key, found in times.items()
     }

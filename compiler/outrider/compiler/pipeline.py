@@ -85,7 +85,8 @@ def compile_model(
     golden = make_golden(source, samples, given.features)
     extras = _extras(given, source, samples)
     manifest = _manifest(given, task, outcome, golden, extras)
-    files = {outcome.chosen.entry.path: outcome.chosen.data, **golden.files, **extras}
+    artifacts = {built.entry.path: built.data for built in outcome.shipped}
+    files = {**artifacts, **golden.files, **extras}
     sha256 = write_bundle(Path(out), manifest, files)
     return Report(path=Path(out), sha256=sha256, manifest=manifest)
 
@@ -129,7 +130,7 @@ def _manifest(given: Given, task: Task, outcome: Outcome, golden: GoldenFiles, e
         version=given.version,
         target=task.target.name,
         signature=model.signature,
-        artifacts=(outcome.chosen.entry,),
+        artifacts=tuple(built.entry for built in outcome.shipped),
         candidates=outcome.records,
         golden=golden.record,
         source=SourceModel(
@@ -145,7 +146,7 @@ def _manifest(given: Given, task: Task, outcome: Outcome, golden: GoldenFiles, e
         baseline=BASELINE if BASELINE in extras else None,
         provenance=PROVENANCE if PROVENANCE in extras else None,
         run_id=given.run_id,
-        tools=_tools(outcome.chosen.candidate.backend),
+        tools=_tools(outcome.shipped[0].candidate.backend),
     )
 
 

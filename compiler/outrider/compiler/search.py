@@ -1,31 +1,42 @@
-"""The search: every backend's candidates are built, verified and measured; goals filter, speed decides.
+"""The search: every backend's candidates are built and verified; goals filter, speed or a rule decides.
 
-Where this machine can run the target's artifacts, choice is by measurement. Elsewhere it is by the written rule of
-the backend (its first candidate), and parity is checked on a build of the same sources for this machine.
+For this machine, `host`, choice is by measurement and one artifact is shipped. Candidates come in rounds: from the
+times of the first ones a backend says what is worth building next, and what can be shipped is then measured at
+length, interleaved. For any other target, the written rule of the backend decides, and one artifact is shipped for
+each level of hardware that machines of the target may have, ranked; a device takes the first that it can run.
+
+Nothing is shipped unverified: an artifact that this machine cannot run is checked on a build of the same sources for
+this machine, and where there is no such build, it is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
-from outrider.compiler.backends import BACKENDS, Backend, Built, Candidate, backend
+from outrider.compiler.backends import BACKENDS, Backend, Built, Candidate, Times, backend
 from outrider.compiler.goals import Facts, Goal, check_goal
-from outrider.compiler.measure import BATCHES, Timing, measure
+from outrider.compiler.measure import BATCHES, Timing, compare, measure
 from outrider.compiler.model import Array, Model, OnnxGraph
 from outrider.compiler.samples import Samples
 from outrider.compiler.verify import Truth, check_parity, labels_of
-from outrider.runtime.bundle import CandidateRecord, GoalRecord, Manifest, Parity
+from outrider.runtime.bundle import CandidateRecord, GoalRecord, Manifest, Measurement, Parity
 from outrider.runtime.engines import open_engine
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.errors import BadInputError, GoalUnmetError, UnsupportedError, UsageError
-from outrider.runtime.target import Requirements, Target, refuse
+from outrider.runtime.target import Refusal, Requirements, Target, refuse
 
 Progress = Callable[[str], None]
 
+_ROUNDS = 5  # of the brief measurements between which candidates are built
+_BETWEEN = (8, 16, 32, 64)  # batch sizes at which the kernels for rows and for batches meet
+_SIZES = {"row": (1, *_BETWEEN), "batch": (*_BETWEEN, 1024), None: (1, *_BETWEEN, 1024)}
 _MARGIN = 0.95  # a candidate must be this much faster than the rule's, so that noise does not choose
 
 
@@ -46,6 +57,11 @@ class Task:
         """Whether this machine has all that a machine of the target has, and so can run its artifacts."""
         return refuse(Requirements(arch=self.target.arch, features=self.target.features), self.host) is None
 
+    @property
+    def measured(self) -> bool:
+        """Whether the target is this machine, so that measurements here decide."""
+        return self.target == self.host
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -56,8 +72,23 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A candidate that was built and verified. `engine` runs it, or its twin for this machine."""
+
+    built: Built
+    parity: Parity
+    engine: Engine
+    runs_here: bool
+
+    @property
+    def candidate(self) -> Candidate:
+        """The candidate."""
+        return self.built.candidate
+
+
+@dataclass(frozen=True)
 class Trial:
-    """A candidate that was built: its artifact, its parity and, where it runs here, its times."""
+    """A candidate that could be shipped: its artifact, its parity and, where it runs here, its times."""
 
     built: Built
     parity: Parity
@@ -72,30 +103,37 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found: the artifact to ship, a record of every candidate, and the goals."""
+    """What a search found: the artifacts to ship, by rank, a record of every candidate, and the goals."""
 
-    chosen: Built
+    shipped: tuple[Built, ...]
     records: tuple[CandidateRecord, ...]
     goals: tuple[GoalRecord, ...]
 
 
 def search(task: Task) -> Outcome:
-    """Find the artifact to ship.
+    """Find the artifacts to ship.
 
     Raises UnsupportedError where no backend takes the model, ParityError where an artifact disagrees with the
     source, GoalUnmetError where no candidate meets the goals, ToolchainError.
     """
     _check_goals(task)
-    offers, refused = _offers(task)
-    tried = offers if task.runs_here else offers[:1]
-    trials = _try_all(task, tried)
-    fit = [trial for trial in trials if all(record.met for record in trial.goals)]
+    backends, refused = _backends(task)
+    with ExitStack() as stack:
+        if task.measured:
+            made, left_out = _explore(task, backends, stack)
+        else:
+            made, left_out = _by_rule(task, backends, stack)
+        trials = _trials(task, made)
+    fit = [trial for trial in trials if all(record.met is not False for record in trial.goals)]
     if not fit:
         raise _unmet(task, trials)
-    chosen = _fastest(fit)
-    records = [_record(task, trial, chosen) for trial in trials]
-    records += [_left_out(task, offer.candidate, chosen) for offer in offers[len(tried) :]]
-    return Outcome(chosen.built, (*records, *refused), chosen.goals)
+    shipped = [_fastest(fit)] if task.measured else fit
+    records = sorted((_record(task, trial, shipped) for trial in trials), key=_by_rank)
+    return Outcome(
+        shipped=tuple(trial.built for trial in shipped),
+        records=(*records, *left_out, *refused),
+        goals=shipped[0].goals,
+    )
 
 
 def replay(task: Task, earlier: Manifest) -> Outcome:
@@ -107,63 +145,119 @@ def replay(task: Task, earlier: Manifest) -> Outcome:
         raise BadInputError("the bundle to replay is of another model or target")
     if [goal.text for goal in earlier.goals] != [goal.text for goal in task.goals]:
         raise BadInputError("the bundle to replay was compiled for other goals")
-    best = min((record for record in earlier.candidates if record.rank is not None), key=lambda r: r.rank or 0)
-    offer = next((offer for offer in _offers(task)[0] if offer.candidate.id == best.id), None)
-    if offer is None:
-        raise BadInputError(f"this release does not know the candidate {best.id!r} of the bundle to replay")
+    ranked = sorted((record for record in earlier.candidates if record.rank is not None), key=lambda r: r.rank or 0)
+    backends, _ = _backends(task)
+    shipped = []
     with ExitStack() as stack:
-        built, _, _ = _build(task, offer, stack)
-    return Outcome(built, earlier.candidates, earlier.goals)
+        for record in ranked:
+            maker = backends.get(record.backend)
+            candidate = maker.recall(task.model, task.target, record.options) if maker else None
+            if maker is None or candidate is None or candidate.id != record.id:
+                raise BadInputError(f"this release does not know the candidate {record.id!r} of the bundle to replay")
+            made = _make(task, Offer(maker, candidate), stack)
+            if isinstance(made, Refusal):
+                raise BadInputError(f"this machine cannot verify the candidate {record.id!r}: {made}")
+            shipped.append(made.built)
+    return Outcome(tuple(shipped), earlier.candidates, earlier.goals)
 
 
-def _offers(task: Task) -> tuple[list[Offer], list[CandidateRecord]]:
-    offers: list[Offer] = []
+def _backends(task: Task) -> tuple[dict[str, Backend], list[CandidateRecord]]:
+    """The backends that take the model, by name, and records of those that do not."""
+    takers: dict[str, Backend] = {}
     refused: list[CandidateRecord] = []
     for name in BACKENDS:
         maker = backend(name)
         reason = maker.refuses(task.model, task.target)
         if reason is None:
-            offers += [Offer(maker, candidate) for candidate in maker.candidates(task.model, task.target)]
+            takers[name] = maker
         else:
             refused.append(_refused(name, reason))
-    if not offers:
+    if not takers:
         reasons = "; ".join(f"{record.backend}: {record.reason}" for record in refused)
         raise UnsupportedError(f"no backend compiles this model for {task.target.name}", hint=reasons)
-    return offers, refused
+    return takers, refused
 
 
-def _try_all(task: Task, offers: Sequence[Offer]) -> list[Trial]:
-    """Build and verify each offer, then measure them against each other."""
-    with ExitStack() as stack:
-        made = [_build(task, offer, stack) for offer in offers]
-        timings: dict[str, Timing] = {}
-        if task.runs_here:
-            task.progress("measuring")
-            engines = {built.candidate.id: engine for built, _, engine in made}
-            payload = task.model.payload
-            fixed = payload.batch if isinstance(payload, OnnxGraph) else None
-            runs = {key: engine.run for key, engine in engines.items()}
-            timings = measure(runs, task.truth.inputs, batches=(fixed,) if fixed else BATCHES)
-        facts = {built.candidate.id: _facts(task, built, engine, timings) for built, _, engine in made}
-    return [
-        Trial(
-            built=built,
-            parity=parity,
-            timing=timings.get(built.candidate.id),
-            goals=tuple(check_goal(goal, facts[built.candidate.id]) for goal in task.goals),
-        )
-        for built, parity, _ in made
-    ]
+def _explore(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> tuple[list[Made], list[CandidateRecord]]:
+    """Build round after round. Comes back with what can be shipped, and records of what cannot: mere parts."""
+    made: list[Made] = []
+    measured: dict[str, dict[int, Measurement]] = {}
+    for maker in backends.values():
+        candidates = maker.candidates(task.model, task.target)
+        while candidates:
+            new = [_make(task, Offer(maker, candidate), stack) for candidate in candidates]
+            made += [one for one in new if isinstance(one, Made)]
+            latest = {candidate.id for candidate in candidates}
+            candidates = maker.further(task.model, task.target, partial(_times, task, made, latest, measured))
+    parts = [_part_record(one, measured.get(one.candidate.id, {})) for one in made if one.candidate.part]
+    return [one for one in made if one.candidate.part is None], parts
 
 
-def _build(task: Task, offer: Offer, stack: ExitStack) -> tuple[Built, Parity, Engine]:
-    """Build, open and verify. The engine runs the artifact itself, or its twin for this machine."""
+def _times(task: Task, made: Sequence[Made], latest: Set[str], measured: dict[str, dict[int, Measurement]]) -> Times:
+    """Measure the latest candidates against those that led so far, briefly, and take the times over in `measured`."""
+    task.progress("measuring")
+    leading = {_leader(measured, batch) for found in measured.values() for batch in found}
+    runs = {one.candidate.id: one.engine.run for one in made if one.candidate.id in latest | leading}
+    sizes = {one.candidate.id: _SIZES[one.candidate.part] for one in made if one.candidate.id in runs}
+    measured.update(compare(runs, task.truth.inputs, sizes, rounds=_ROUNDS))
+    return {key: {batch: times.ns_per_row_min for batch, times in found.items()} for key, found in measured.items()}
+
+
+def _leader(measured: Mapping[str, Mapping[int, Measurement]], batch: int) -> str:
+    able = [key for key, found in measured.items() if batch in found]
+    return min(able, key=lambda key: measured[key][batch].ns_per_row_min)
+
+
+def _by_rule(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> tuple[list[Made], list[CandidateRecord]]:
+    """Build what the rule of the first backend ships. Comes back with records of what cannot be verified here."""
+    maker = next(iter(backends.values()))
+    made, left_out = [], []
+    for candidate in maker.rule(task.model, task.target):
+        one = _make(task, Offer(maker, candidate), stack)
+        if isinstance(one, Made):
+            made.append(one)
+        else:
+            left_out.append(_left_out(candidate, one))
+    return made, left_out
+
+
+def _make(task: Task, offer: Offer, stack: ExitStack) -> Made | Refusal:
+    """Build, open and verify; why not, where neither the artifact nor a twin of it runs on this machine."""
     task.progress(f"building {offer.candidate.id}")
-    built = offer.backend.build(task.model, offer.candidate, task.target)
-    twin = built if task.runs_here else offer.backend.build(task.model, offer.candidate, task.host)
+    built = twin = offer.backend.build(task.model, offer.candidate, task.target)
+    refusal = refuse(built.entry.needs, task.host)
+    runs_here = refusal is None
+    foreign = task.target.arch != task.host.arch
+    if foreign and offer.backend.recall(task.model, task.host, offer.candidate.options):
+        twin = offer.backend.build(task.model, offer.candidate, task.host)
+        refusal = refuse(twin.entry.needs, task.host)
+    if refusal is not None:
+        return refusal
     engine = stack.enter_context(closing(open_engine(twin.entry, twin.data, task.model.signature)))
     task.progress(f"verifying {offer.candidate.id}")
-    return built, check_parity(task.model, engine, task.truth, task.samples, candidate=offer.candidate.id), engine
+    parity = check_parity(task.model, engine, task.truth, task.samples, candidate=offer.candidate.id)
+    return Made(built, parity, engine, runs_here)
+
+
+def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
+    """Measure what runs here against each other, and hold it against the goals."""
+    timings: dict[str, Timing] = {}
+    runs = {one.candidate.id: one.engine.run for one in made if one.runs_here and task.runs_here}
+    if runs:
+        task.progress("measuring")
+        payload = task.model.payload
+        fixed = payload.batch if isinstance(payload, OnnxGraph) else None
+        timings = measure(runs, task.truth.inputs, batches=(fixed,) if fixed else BATCHES)
+    facts = {one.candidate.id: _facts(task, one.built, one.engine, timings) for one in made}
+    return [
+        Trial(
+            built=one.built,
+            parity=one.parity,
+            timing=timings.get(one.candidate.id),
+            goals=tuple(check_goal(goal, facts[one.candidate.id]) for goal in task.goals),
+        )
+        for one in made
+    ]
 
 
 def _facts(task: Task, built: Built, engine: Engine, timings: dict[str, Timing]) -> Facts:
@@ -207,8 +301,8 @@ def _check_goals(task: Task) -> None:
 
 
 def _unmet(task: Task, trials: Sequence[Trial]) -> GoalUnmetError:
-    closest = min(trials, key=lambda trial: sum(not record.met for record in trial.goals))
-    missed = [record for record in closest.goals if not record.met]
+    closest = min(trials, key=lambda trial: sum(record.met is False for record in trial.goals))
+    missed = [record for record in closest.goals if record.met is False]
     found = ", ".join(
         f"{record.text} (measured {record.measured:.4g} {record.unit}".rstrip() + ")" for record in missed
     )
@@ -237,27 +331,37 @@ def _relative_time(trial: Trial, other: Trial) -> float:
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
 
 
-def _record(task: Task, trial: Trial, chosen: Trial) -> CandidateRecord:
-    candidate = trial.built.candidate
-    if trial is not chosen:
-        missed = [record.text for record in trial.goals if not record.met]
-        reason = f"misses {', '.join(missed)}" if missed else _slower(trial, chosen)
-    elif task.runs_here:
+def _record(task: Task, trial: Trial, shipped: Sequence[Trial]) -> CandidateRecord:
+    rank = shipped.index(trial) + 1 if trial in shipped else None
+    missed = [record.text for record in trial.goals if record.met is False]
+    if rank is None:
+        reason = f"misses {', '.join(missed)}" if missed else _slower(trial, shipped[0])
+    elif task.measured:
         reason = "the fastest here of those that meet the goals" if task.goals else "the fastest here"
     else:
-        reason = f"the rule for {task.target.arch}; verified on the same sources built for this machine, not measured"
-    return CandidateRecord(
-        id=candidate.id,
-        backend=candidate.backend,
-        precision=candidate.precision,
-        options=candidate.options,
-        outcome="chosen" if trial is chosen else "rejected",
-        reason=reason,
-        rank=1 if trial is chosen else None,
+        reason = _by_the_rule(task, trial)
+    return _candidate_record(
+        trial.built.candidate,
+        "rejected" if rank is None else "chosen" if rank == 1 else "shipped",
+        reason,
+        rank=rank,
         size=len(trial.built.data),
         measured=trial.timing.measured if trial.timing else (),
         parity=trial.parity,
     )
+
+
+def _by_rank(record: CandidateRecord) -> float:
+    """What is shipped comes first, in order."""
+    return math.inf if record.rank is None else record.rank
+
+
+def _by_the_rule(task: Task, trial: Trial) -> str:
+    beyond = [feature for feature in trial.built.entry.needs.features if feature not in task.target.features]
+    whose = f"the rule for {task.target.arch}" + (f" with {' '.join(beyond)}" if beyond else "")
+    if trial.timing is not None:
+        return whose
+    return f"{whose}; verified on the same sources built for this machine, not measured"
 
 
 def _slower(trial: Trial, chosen: Trial) -> str:
@@ -267,18 +371,48 @@ def _slower(trial: Trial, chosen: Trial) -> str:
     return f"takes {ratio:.2f} times the time of {chosen.id}"
 
 
-def _left_out(task: Task, candidate: Candidate, chosen: Trial) -> CandidateRecord:
+def _part_record(made: Made, measured: Mapping[int, Measurement]) -> CandidateRecord:
+    role = {"row": "single rows", "batch": "batches"}[made.candidate.part or "row"]
+    reason = f"for {role} only: measured for the choice of the two that are shipped together"
+    return _candidate_record(
+        made.candidate,
+        "rejected",
+        reason,
+        size=len(made.built.data),
+        measured=tuple(measured.values()),
+        parity=made.parity,
+    )
+
+
+def _left_out(candidate: Candidate, refusal: Refusal) -> CandidateRecord:
+    return _candidate_record(
+        candidate, "rejected", f"not shipped: this machine cannot run it, so it cannot be verified ({refusal})"
+    )
+
+
+def _refused(name: str, reason: str) -> CandidateRecord:
+    return _candidate_record(Candidate(name), "not eligible", reason)
+
+
+def _candidate_record(
+    candidate: Candidate,
+    outcome: Literal["chosen", "shipped", "rejected", "not eligible"],
+    reason: str,
+    *,
+    rank: int | None = None,
+    size: int | None = None,
+    measured: tuple[Measurement, ...] = (),
+    parity: Parity | None = None,
+) -> CandidateRecord:
     return CandidateRecord(
         id=candidate.id,
         backend=candidate.backend,
         precision=candidate.precision,
         options=candidate.options,
-        outcome="rejected",
-        reason=f"not built: the rule for {task.target.arch} prefers {chosen.id}, and it cannot be measured here",
-    )
-
-
-def _refused(name: str, reason: str) -> CandidateRecord:
-    return CandidateRecord(
-        id=name, backend=name, precision="float32", options={}, outcome="not eligible", reason=reason
+        outcome=outcome,
+        reason=reason,
+        rank=rank,
+        size=size,
+        measured=measured,
+        parity=parity,
     )

@@ -6,29 +6,37 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from outrider.compiler.model import Model
 from outrider.runtime.bundle import ArtifactEntry, file_entry
 from outrider.runtime.target import Requirements, Target
 
+_NAMING = frozenset(("kernel", "row", "batch", "isa"))  # options whose value speaks for itself
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to build an artifact: a backend, a precision and options that change speed or size."""
+    """One way to build an artifact: a backend, a precision and options that change speed or size.
+
+    `part`: it is good at single rows or at batches only, so it is measured there, and never shipped by itself.
+    """
 
     backend: str
     precision: str = "float32"
     options: dict[str, str] = field(default_factory=dict)
+    part: Literal["row", "batch"] | None = None
 
     @property
     def id(self) -> str:
-        """A name that is fit for a path: `native-k2-lanes8`."""
-        return "-".join(
-            (self.backend, *(value if key == "kernel" else key + value for key, value in self.options.items()))
-        )
+        """A name that is fit for a path: `native-k2-lanes8`, `native-row-shape-crossover32-x86-64-v4-vbmi`."""
+        return "-".join((self.backend, *(self._word(key, value) for key, value in self.options.items())))
+
+    @staticmethod
+    def _word(key: str, value: str) -> str:
+        return value if key in _NAMING else key.rpartition(".")[2] + value
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Built:
     entry: ArtifactEntry
 
 
+# ns a row, by candidate id and batch size. A batch size at which a candidate takes too long is left out.
+Times = Mapping[str, Mapping[int, float]]
+
+
 class Backend(Protocol):
     """Builds artifacts of one format."""
 
@@ -48,7 +60,22 @@ class Backend(Protocol):
         ...
 
     def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """What to try, the one that the written rule prefers first. At least one."""
+        """What a search by measurement tries first. At least one."""
+        ...
+
+    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
+        """What to try next, from the times of what was tried so far; nothing where the search is done."""
+        ...
+
+    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
+        """What to ship where nothing is measured, in the order in which a device tries them. At least one.
+
+        More than one where machines of the target differ in what they can run; any of them can run the last.
+        """
+        ...
+
+    def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
+        """The candidate with these options, which may come from a manifest; None where there is none such."""
         ...
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
@@ -97,4 +124,4 @@ def artifact_entry(
     )
 
 
-__all__ = ["BACKENDS", "Backend", "Built", "Candidate", "artifact_entry", "backend"]
+__all__ = ["BACKENDS", "Backend", "Built", "Candidate", "Times", "artifact_entry", "backend"]

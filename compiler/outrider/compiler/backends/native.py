@@ -1,28 +1,27 @@
-"""Forests as native code: data tables and a fixed C kernel, in one library that needs nothing on the device."""
+"""Forests as native code: data tables and fixed C kernels, in one library that needs nothing on the device."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from outrider.compiler.backends import Built, Candidate, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Times, artifact_entry
 from outrider.compiler.model import Model
-from outrider.compiler.trees.emit import KernelOptions, block_rows, emit
+from outrider.compiler.trees import select
+from outrider.compiler.trees.emit import artifact_sources
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.layout import Tables, lay_out
+from outrider.compiler.trees.kernels import ISA_LEVELS, Kernel, KernelSource, Role, kernel
+from outrider.compiler.trees.select import Part, Plan
 from outrider.runtime.target import Requirements, Target
 from outrider.targets.toolchain import build_shared
 
-_LANES = (8, 4, 16)
-_LANES_NARROW = (4, 8)  # few registers: 32-bit ARM has 14 to use
-
 
 class NativeBackend:
-    """Kernel K2 with several numbers of interleaved walks; which is fastest depends on registers and caches."""
+    """A candidate is a plan: a kernel for single rows, one for batches, and the instruction-set level of both."""
 
     def __init__(self) -> None:
-        self._laid_out: tuple[Forest, Tables] | None = None
+        self._kernels: dict[str, Kernel] = {}
 
     def refuses(self, model: Model, target: Target) -> str | None:
         """Anything but a forest."""
@@ -31,30 +30,70 @@ class NativeBackend:
         return f"there is no toolchain for {target.arch} yet" if target.arch == "wasm32" else None
 
     def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """One a number of lanes."""
-        precision = model.payload.precision if isinstance(model.payload, Forest) else "float32"
-        lanes = _LANES_NARROW if target.arch == "armv7" else _LANES
-        return [Candidate("native", precision, {"kernel": "k2", "lanes": str(count)}) for count in lanes]
+        """Each kernel alone."""
+        return self._offer(model, select.favourites(_forest(model), target, self._kernel))
+
+    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
+        """Other options of the best kernels, then the best two together."""
+        solos = select.solos(_forest(model), target, self._kernel)
+        known = {candidate.id: plan for plan, candidate in zip(solos, self._offer(model, solos), strict=True)}
+        measured = times()
+        if not measured.keys() <= known.keys():
+            return []  # a pair was measured, which is the last round
+        found = {known[key]: batches for key, batches in measured.items()}
+        return self._offer(model, select.further(_forest(model), target, self._kernel, found))
+
+    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
+        """One an instruction-set level."""
+        return self._offer(model, select.rule(_forest(model), target, self._kernel))
+
+    def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
+        """Kernels that take the forest, with options of theirs, at the level that they need."""
+        plan = select.recognise(options, _forest(model), target, self._kernel)
+        return None if plan is None else self._offer(model, [plan])[0]
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
-        """Lay out, emit, compile for the target's baseline CPU."""
-        assert isinstance(model.payload, Forest)
-        tables = self._tables(model.payload)
-        options = KernelOptions(lanes=int(candidate.options["lanes"]))
+        """Lay out, emit, compile for the level of the candidate."""
+        forest, plan = _forest(model), select.read_plan(candidate.options)
+        assert plan is not None
+        row, batch = self._emit(forest, plan.row), self._emit(forest, plan.batch)
+        level = ISA_LEVELS[plan.isa]
+        sources = artifact_sources(forest, row, batch, plan.crossover)
         with tempfile.TemporaryDirectory(prefix="outrider-native-") as folder:
-            data = build_shared(emit(tables, options), Path(folder, "model.so"), target)
-        scratch = block_rows(tables, options) * (4 * tables.columns + 8 * model.payload.outputs)
-        needs = Requirements(arch=target.arch, features=_baseline(target), memory_bytes=len(data) + scratch)
+            data = build_shared(sources, Path(folder, "model.so"), target, level.flags)
+        needs = Requirements(
+            arch=target.arch,
+            features=tuple(dict.fromkeys((*_baseline(target), *level.features))),
+            memory_bytes=len(data) + max(row.scratch, batch.scratch),
+        )
         entry = artifact_entry(
             model, candidate, data, file="model.so", kind="native", package=None, triple=target.triple, needs=needs
         )
         return Built(candidate, data, entry)
 
-    def _tables(self, forest: Forest) -> Tables:
-        """The layout, which all candidates of one model share."""
-        if self._laid_out is None or self._laid_out[0] is not forest:
-            self._laid_out = (forest, lay_out(forest))
-        return self._laid_out[1]
+    def _offer(self, model: Model, plans: Iterable[Plan]) -> list[Candidate]:
+        """Plans as candidates."""
+        precision = _forest(model).precision
+        return [Candidate("native", precision, plan.options(), self._part(plan)) for plan in plans]
+
+    def _part(self, plan: Plan) -> Role | None:
+        """The role that a kernel alone cannot do without another; None for what can be shipped."""
+        serves = self._kernel(plan.row.kernel).serves
+        return next(iter(serves)) if plan.row == plan.batch and len(serves) == 1 else None
+
+    def _emit(self, forest: Forest, part: Part) -> KernelSource:
+        return self._kernel(part.kernel).emit(forest, dict(part.options))
+
+    def _kernel(self, name: str) -> Kernel:
+        """The kernel of that name, one instance for all candidates, which share its layouts."""
+        if name not in self._kernels:
+            self._kernels[name] = kernel(name)
+        return self._kernels[name]
+
+
+def _forest(model: Model) -> Forest:
+    assert isinstance(model.payload, Forest)
+    return model.payload
 
 
 def _baseline(target: Target) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from outrider.compiler.backends import Built, Candidate, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Times, artifact_entry
 from outrider.compiler.model import Model, OnnxGraph
 from outrider.runtime.target import Requirements, Target
 
@@ -25,6 +25,18 @@ class OrtBackend:
     def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:  # noqa: ARG002
         """The model in its own precision."""
         return [Candidate("ort", "float32")]
+
+    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:  # noqa: ARG002
+        """Nothing: there is one way."""
+        return []
+
+    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
+        """The same everywhere."""
+        return self.candidates(model, target)
+
+    def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
+        """The one candidate."""
+        return next((one for one in self.candidates(model, target) if one.options == options), None)
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:  # noqa: ARG002
         """Pass the file through."""

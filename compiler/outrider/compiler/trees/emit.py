@@ -1,8 +1,13 @@
-"""Tables -> C: `forest.h` holds the sizes and tables of one forest; the kernels beside it never change."""
+"""Forest and kernels -> C: the sources of an artifact, and the notation that kernels write their tables in.
+
+`artifact.c` is the one file to compile. It includes `kernels.h`, written here, which includes each kernel's header
+(a fixed template beside the kernel's Python module) and says which serves rows and which batches. Every kernel reads
+the forest's own sizes and arithmetic from `forest.h`, and its tables from a header of its own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -10,82 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.layout import Tables
+from outrider.compiler.trees.kernels import KernelSource
 
-_A_LINE = 16
-_BLOCK_ROWS = 128
-_BLOCK_BYTES = 256 << 10  # virtual columns and sums of a block of rows: about half of a small core's L2
-
-
-@dataclass(frozen=True)
-class KernelOptions:
-    """Choices that change speed and never results: how many walks run interleaved."""
-
-    lanes: int = 8
-
-
-def emit(tables: Tables, options: KernelOptions) -> dict[str, str]:
-    """The sources of an artifact by file name; `k2.c` is the one to compile.
-
-    It includes `native_abi.h` of the runtime, which the toolchain adds.
-    """
-    kernels = resources.files("outrider.compiler.trees") / "kernels"
-    return {
-        "k2.c": (kernels / "k2.c").read_text(),
-        "math.h": (kernels / "math.h").read_text(),
-        "forest.h": _forest_header(tables, options),
-    }
-
-
-def _forest_header(tables: Tables, options: KernelOptions) -> str:
-    forest = tables.forest
-    parts = [
-        "/* One forest: its sizes, and its tables as layout.py describes them. */",
-        "#include <stdint.h>",
-        *(f"#define {name} {value}" for name, value in _sizes(tables, options).items()),
-        *_arithmetic(forest),
-        _array("uint32_t", "COLUMN_FEATURE", tables.column_feature),
-        _nodes(tables),
-        _array("uint32_t", "ROOT", tables.root),
-        _array("uint32_t", "DEPTH", tables.depth),
-        *_outputs(tables),
-        _floats("VALUES", tables.values, forest),
-        _floats("START", np.zeros(forest.outputs) if forest.divisor is not None else forest.base, forest),
-    ]
-    if tables.category_columns:
-        parts.append(_array("uint32_t", "CATEGORY_SETS", tables.category_sets))
-    return "\n".join(parts) + "\n"
-
-
-def block_rows(tables: Tables, options: KernelOptions) -> int:
-    """Rows that the kernel takes through a tree before the next one: a multiple of the lanes."""
-    row_bytes = 4 * tables.columns + 8 * tables.forest.outputs
-    return max(options.lanes, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes) // options.lanes * options.lanes)
-
-
-def _sizes(tables: Tables, options: KernelOptions) -> dict[str, int]:
-    forest = tables.forest
-    return {
-        "FEATURES": forest.features,
-        "COLUMNS": tables.columns,
-        "LEFT_COLUMNS": tables.left_columns,
-        "RIGHT_COLUMNS": tables.right_columns,
-        "CATEGORY_COLUMNS": tables.category_columns,
-        "TREES": len(forest.trees),
-        "WIDTH": tables.width,
-        "OUTPUTS": forest.outputs,
-        "COLUMNS_OUT": forest.columns_out,
-        "COMPLEMENT": int(forest.complement),
-        "LANES": options.lanes,
-        "BLOCK": block_rows(tables, options),
-        "WIDE": int(tables.wide),
-        "ZERO_IS_MISSING": int(forest.missing == "zero"),
-        "TINY_IS_ZERO": int(forest.tiny_is_zero),
-        "NEGATIVE_FRACTION_IS_ZERO": int(forest.negative_fraction_is_zero),
-        "EXACT_CATEGORIES": int(forest.exact_categories),
-    }
-
-
+_A_LINE, _BYTES_A_LINE = 16, 4096
+_SHORT = 256  # numbers: up to here a table is written to be read
+_ALIGNED = "__attribute__((aligned(64)))"
+_ESCAPES = np.array([f"\\{byte:03o}" for byte in range(256)], "S4")
+_CTYPES = {
+    **{f"{sign}int{bits}_t": f"<{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{"float": "<f4", "double": "<f8"},
+}
+_SHARED = ("artifact.c", "common.h", "finish.h", "keys.h", "math.h")
 _TRANSFORMS = (
     "identity",
     "sigmoid",
@@ -100,48 +40,120 @@ _TRANSFORMS = (
 )
 
 
-def _arithmetic(forest: Forest) -> list[str]:
-    lines = [f"#define {name.upper()} {number}" for number, name in enumerate(_TRANSFORMS)]
-    lines += [f"#define TRANSFORM {forest.transform.upper()}", f"#define SCALE {forest.scale.hex()}"]
-    lines.append(f"typedef {'float' if forest.precision == 'float32' else 'double'} sum_t;")
+def artifact_sources(forest: Forest, row: KernelSource, batch: KernelSource, crossover: int) -> dict[str, str]:
+    """The sources of an artifact by file name: batches below `crossover` rows go to `row`, others to `batch`.
+
+    Give the same source twice, and a crossover of 0, for one kernel that serves both. The toolchain adds
+    `native_abi.h`.
+    """
+    files = {name: template(name) for name in _SHARED}
+    files["forest.h"] = _forest_header(forest)
+    files["kernels.h"] = _kernels_header(row, batch, crossover)
+    return {**files, **row.files, **batch.files}
+
+
+def template(name: str) -> str:
+    """The text of a C template beside the kernels."""
+    return (resources.files("outrider.compiler.trees") / "kernels" / name).read_text(encoding="utf-8")
+
+
+def header(title: str, *parts: str) -> str:
+    """A generated header: a comment, then definitions."""
+    return "\n".join((f"/* {title} */", "#pragma once", "#include <stdint.h>", *parts)) + "\n"
+
+
+def defines(sizes: Mapping[str, int]) -> str:
+    """Sizes as macros. A kernel's names start with its prefix, so that two kernels can share an artifact."""
+    return "\n".join(f"#define {name} {value}" for name, value in sizes.items())
+
+
+def array(ctype: str, name: str, values: NDArray[Any]) -> str:
+    """A constant table of numbers, aligned to a cache line; `ctype` is an integer type of stdint.h or a float.
+
+    A long one is written as the bytes of a string, which compilers read many times faster than numbers; `name` is then
+    a macro, which can be used as the array could.
+    """
+    dtype = np.dtype(_CTYPES[ctype])
+    cast = values.ravel().astype(dtype)
+    assert dtype.kind == "f" or np.array_equal(cast, values.ravel()), f"{name} holds what {ctype} does not"
+    if len(cast) > _SHORT or not np.isfinite(cast).all():
+        return _string(ctype, name, cast)
+    texts = [_number(value) for value in cast.tolist()] or ["0"]
+    body = ",\n".join(",".join(texts[i : i + _A_LINE]) for i in range(0, len(texts), _A_LINE))
+    return f"static const {ctype} {name}[{len(texts)}] {_ALIGNED} = {{\n{body}}};"
+
+
+def sums(name: str, values: NDArray[np.float64], forest: Forest) -> str:
+    """A constant table of the type of the forest's sums, `sum_t`."""
+    return array("float" if forest.precision == "float32" else "double", name, values)
+
+
+def _number(value: float) -> str:
+    """In hexadecimal notation, which is exact; a float literal is a double, which the table's type rounds back."""
+    return value.hex() if isinstance(value, float) else hex(value)
+
+
+def _string(ctype: str, name: str, values: NDArray[Any]) -> str:
+    """The table as a union with its bytes: every target is little-endian. A final zero ends the string."""
+    data = np.frombuffer(values.tobytes(), np.uint8)
+    lines = [b'"' + _ESCAPES[data[i : i + _BYTES_A_LINE]].tobytes() + b'"' for i in range(0, len(data), _BYTES_A_LINE)]
+    return "\n".join(
+        (
+            "#pragma clang diagnostic push",
+            '#pragma clang diagnostic ignored "-Woverlength-strings"',
+            f"static const union {{ char bytes[{len(data) + 1}]; {ctype} values[{len(values)}]; }}",
+            f"    {name}_TABLE {_ALIGNED} = {{",
+            b"\n".join(lines).decode("ascii"),
+            "};",
+            "#pragma clang diagnostic pop",
+            f"#define {name} {name}_TABLE.values",
+        )
+    )
+
+
+def _kernels_header(row: KernelSource, batch: KernelSource, crossover: int) -> str:
+    includes = dict.fromkeys((row.include, batch.include))
+    return header(
+        "The kernels of this artifact.",
+        *(f'#include "{name}"' for name in includes),
+        f"#define CROSSOVER {crossover}",
+        f"#define ROW_WORKSPACE {row.prefix}_workspace",
+        f"#define ROW_RUN {row.prefix}_run",
+        f"#define BATCH_WORKSPACE {batch.prefix}_workspace",
+        f"#define BATCH_RUN {batch.prefix}_run",
+    )
+
+
+def _forest_header(forest: Forest) -> str:
+    sizes = {
+        "FEATURES": forest.features,
+        "TREES": len(forest.trees),
+        "OUTPUTS": forest.outputs,
+        "COLUMNS_OUT": forest.columns_out,
+        "COMPLEMENT": int(forest.complement),
+        "ZERO_IS_MISSING": int(forest.missing == "zero"),
+        "TINY_IS_ZERO": int(forest.tiny_is_zero),
+        "NEGATIVE_FRACTION_IS_ZERO": int(forest.negative_fraction_is_zero),
+        "EXACT_CATEGORIES": int(forest.exact_categories),
+        **{name.upper(): number for number, name in enumerate(_TRANSFORMS)},
+    }
+    return header(
+        "One forest: its sizes and its arithmetic, which every kernel keeps to.",
+        defines(sizes),
+        f"#define TRANSFORM {forest.transform.upper()}",
+        f"#define SCALE {forest.scale.hex()}",
+        f"typedef {'float' if forest.precision == 'float32' else 'double'} sum_t;",
+        *_averaging(forest),
+    )
+
+
+def _averaging(forest: Forest) -> list[str]:
+    """Where sums start, and AVERAGED: the sum `i` with its divisor and base, where trees are averaged."""
     if forest.divisor is None:
-        return [*lines, "#define AVERAGED(sum, i) (sum)"]
+        return [sums("START", forest.base, forest), "#define AVERAGED(sum, i) (sum)"]
     return [
-        *lines,
-        _floats("DIVISOR", forest.divisor, forest),
-        _floats("BASE", forest.base, forest),
+        sums("START", np.zeros(forest.outputs), forest),
+        sums("DIVISOR", forest.divisor, forest),
+        sums("BASE", forest.base, forest),
         "#define AVERAGED(sum, i) ((sum) / DIVISOR[i] + BASE[i])",
     ]
-
-
-def _nodes(tables: Tables) -> str:
-    bound = tables.bound.view(np.uint32)
-    if tables.wide:
-        return _array("uint32_t", "NODES", np.stack([bound, tables.column, tables.child], axis=1).ravel())
-    words = bound.astype(np.uint64) | tables.column.astype(np.uint64) << np.uint64(32)
-    return _array("uint64_t", "NODES", words | tables.child.astype(np.uint64) << np.uint64(48))
-
-
-def _outputs(tables: Tables) -> list[str]:
-    if tables.forest.outputs == 1:
-        return ["#define TREE_OUTPUT(tree) 0"]
-    return [_array("uint32_t", "OUTPUT", tables.output), "#define TREE_OUTPUT(tree) OUTPUT[tree]"]
-
-
-def _floats(name: str, values: NDArray[np.float64], forest: Forest) -> str:
-    """An array of sums' type, in hexadecimal notation, which is exact."""
-    if forest.precision == "float32":
-        texts = [f"{value.hex()}f" for value in values.astype(np.float32).astype(np.float64).tolist()]
-    else:
-        texts = [value.hex() for value in values.tolist()]
-    return _declare("sum_t", name, texts)
-
-
-def _array(ctype: str, name: str, values: NDArray[Any]) -> str:
-    return _declare(ctype, name, [hex(value) for value in values.tolist()])
-
-
-def _declare(ctype: str, name: str, texts: list[str]) -> str:
-    lines = [",".join(texts[i : i + _A_LINE]) for i in range(0, len(texts), _A_LINE)] or ["0"]
-    body = ",\n".join(lines)
-    return f"static const {ctype} {name}[{max(len(texts), 1)}] __attribute__((aligned(64))) = {{\n{body}}};"

@@ -1,0 +1,111 @@
+"""Kernels: Forest -> tables and a fixed piece of C that reads them. One module and one C template each.
+
+`KERNELS` is the table, in order of preference: where nothing can be measured, the first that serves a role, runs at
+the instruction-set level and takes the forest is used (`outrider.compiler.trees.select`). A new kernel is one module
+with a class of the interface `Kernel`, its template `NAME.h` beside it, and one line here. The last kernel takes
+every forest on every CPU.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from outrider.compiler.trees.forest import Forest
+from outrider.runtime.target import Arch, Target
+
+Role = Literal["row", "batch"]
+
+
+@dataclass(frozen=True)
+class IsaLevel:
+    """A set of instructions that an artifact may use.
+
+    `arch` None: every architecture, with what its board has. `features` are those that a machine needs beyond the
+    board's, as `outrider.runtime.probe.cpu_features` spells them; `flags` say the same to the compiler.
+    """
+
+    name: str
+    arch: Arch | None = None
+    features: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+BASELINE = "baseline"
+
+_VBMI = ("avx512vbmi", "avx512vbmi2", "avx512vnni", "avx512bitalg", "avx512vpopcntdq", "gfni")
+
+# From the least to the most: a level of an architecture has all that the ones before it have.
+ISA_LEVELS: dict[str, IsaLevel] = {
+    level.name: level
+    for level in (
+        IsaLevel(BASELINE),
+        IsaLevel("x86-64-v3", "x86_64", ("x86-64-v3",), ("-mcpu=x86_64_v3",)),
+        # Ice Lake and Zen 4 onwards.
+        IsaLevel(
+            "x86-64-v4-vbmi",
+            "x86_64",
+            ("x86-64-v3", "x86-64-v4", *_VBMI),
+            ("-mcpu=x86_64_v4+" + "+".join(_VBMI), "-mprefer-vector-width=512"),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """One forest for one kernel: `files` by name, the header to `include`, and the `prefix` of its C names.
+
+    The header defines `size_t PREFIX_workspace(int64_t batch)` and `void PREFIX_run(const float *rows,
+    float *results, int64_t batch, void *workspace)`, both static and fit for every batch of one row or more;
+    every other name it brings starts with the prefix, too. `scratch` is the most bytes of workspace that a batch of
+    1024 rows needs.
+    """
+
+    files: dict[str, str]
+    include: str
+    prefix: str
+    scratch: int
+
+
+class Kernel(Protocol):
+    """Lays a forest out for one way of evaluating it. Instances serve one compile and may keep a forest's layout."""
+
+    name: str
+    serves: frozenset[Role]
+    """What it is good at: single rows and a few, or batches. It must be right at any batch size."""
+    isa: str
+    """The least of ISA_LEVELS that it needs."""
+
+    def refuses(self, forest: Forest) -> str | None:
+        """Why the kernel cannot take this forest, in words; None where it can. Every constraint is checked here."""
+        ...
+
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
+        """Options that change speed and no decision, the rule's favourite first. At least one, which may be empty."""
+        ...
+
+    def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
+        """The tables and the template. The same arguments give the same text. Raises UnsupportedError."""
+        ...
+
+
+KERNELS: dict[str, str] = {
+    "shape": "outrider.compiler.trees.kernels.shape:Shape",
+    "shape-avx2": "outrider.compiler.trees.kernels.shape_avx2:ShapeAvx2",
+    "row": "outrider.compiler.trees.kernels.row:Row",
+    "row-deep": "outrider.compiler.trees.kernels.row_deep:RowDeep",
+    "deep-batch": "outrider.compiler.trees.kernels.deep_batch:DeepBatch",
+    "k2": "outrider.compiler.trees.kernels.k2:K2",
+}
+
+
+def kernel(name: str) -> Kernel:
+    """A fresh instance of the kernel of that name."""
+    made: Kernel = pkgutil.resolve_name(KERNELS[name])()
+    return made
+
+
+__all__ = ["BASELINE", "ISA_LEVELS", "KERNELS", "IsaLevel", "Kernel", "KernelSource", "Role", "kernel"]

@@ -1,0 +1,158 @@
+/* Floats of 64 rows to ranks of virtual columns, a byte a row (quantise.py), for AVX-512 with VBMI.
+ *
+ * Idea: no gathers. Four features of 64 rows are brought in by 16-byte loads at any stride, transposed 4 x 4 inside
+ * the lanes, and turned into integer keys. A key is searched for in a chunk's bounds by permutes alone: none at the
+ * first level, one at the next four, then 1, 2 and 4 two-register permutes.
+ *
+ * Cost model: per chunk and 64 rows about 4 * (5 + 2 * levels + permutes) instructions, 8 levels about 140.
+ *
+ * Order: byte 16 j + 4 q + i of a column is row 16 q + 4 j + i, which is what packs inside the lanes leave. Unpacks
+ * inside the lanes bring it back, so kernels that widen by unpacking never pay for it.
+ *
+ * Limits: rows of at least 4 floats (the last group of features overlaps its neighbour, so no row is read past its
+ * end). Exactness: keys are integers, hence decisions are exact for every float32, whatever the rounding and flushing
+ * modes of the caller.
+ */
+#ifndef OUTRIDER_RANKS_H
+#define OUTRIDER_RANKS_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common.h"
+
+#define RANKS_ROWS 64
+#define RANKS_TINY 0x0554ad2e /* bits of the last float32 whose size is not above 1e-35 */
+
+/* Bounds of one feature. `lane`: the feature's place in its group of four. `left`, `right`: where the ranks go, as
+ * byte offsets, with missing values as 0 and as 255; a column that no node reads may share a dummy. */
+typedef struct { uint32_t table, left, right; uint16_t lane, levels; } ranks_chunk_t;
+
+/* Four neighbouring features, from `first`, and how many chunks they have. */
+typedef struct { uint32_t first, chunks; } ranks_group_t;
+
+/* What varies in how a source reads a number: see Forest. */
+typedef struct { int zero_is_missing, tiny_is_zero; } ranks_rules_t;
+
+#define RANKS_UNROLL _Pragma("clang loop unroll(full)")
+
+/* 64 rows x 4 floats, `stride` floats apart, to 4 x 64. */
+INLINE void ranks_transpose(const float *rows, size_t stride, float *out) {
+    RANKS_UNROLL for (int q = 0; q < 4; q++) {
+        __m512 a[4];
+        RANKS_UNROLL for (int i = 0; i < 4; i++) {
+            const float *row = rows + (size_t)(16 * q + i) * stride;
+            a[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
+            a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(row + 4 * stride), 1);
+            a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(row + 8 * stride), 2);
+            a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(row + 12 * stride), 3);
+        }
+        __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(a[0], a[1]));
+        __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(a[0], a[1]));
+        __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(a[2], a[3]));
+        __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(a[2], a[3]));
+        _mm512_store_pd(out + 16 * q, _mm512_unpacklo_pd(low01, low23));
+        _mm512_store_pd(out + 64 + 16 * q, _mm512_unpackhi_pd(low01, low23));
+        _mm512_store_pd(out + 128 + 16 * q, _mm512_unpacklo_pd(high01, high23));
+        _mm512_store_pd(out + 192 + 16 * q, _mm512_unpackhi_pd(high01, high23));
+    }
+}
+
+/* A constant that the compiler cannot see through. It would turn masked additions of a known one into mask to vector,
+ * shift and or. */
+INLINE __m512i ranks_opaque(__m512i value) {
+    __asm__("" : "+v"(value));
+    return value;
+}
+
+/* The decision of 16 keys at `level`, given those of the levels above: as bits 0 to level - 1 of `at`, and as masks of
+ * levels 5 and 6, which choose between tables. */
+INLINE __mmask16 ranks_step(__m512i keys, const int32_t *table, __m512i at, int level, __mmask16 at5, __mmask16 at6) {
+#define RANKS_WORDS(i) _mm512_load_si512(table + 16 * (i))
+#define RANKS_PAIR(i) _mm512_permutex2var_epi32(RANKS_WORDS(i), at, RANKS_WORDS((i) + 1))
+    __m512i bound;
+    if (level == 0) {
+        bound = RANKS_WORDS(0);
+    } else if (level < 5) {
+        bound = _mm512_permutexvar_epi32(at, RANKS_WORDS(level));
+    } else if (level == 5) {
+        bound = RANKS_PAIR(5);
+    } else if (level == 6) {
+        bound = _mm512_mask_mov_epi32(RANKS_PAIR(7), at5, RANKS_PAIR(9));
+    } else {
+        __m512i low = _mm512_mask_mov_epi32(RANKS_PAIR(11), at5, RANKS_PAIR(13));
+        __m512i high = _mm512_mask_mov_epi32(RANKS_PAIR(15), at5, RANKS_PAIR(17));
+        bound = _mm512_mask_mov_epi32(low, at6, high);
+    }
+    return _mm512_cmple_epi32_mask(bound, keys);
+}
+
+/* Ranks of 64 keys by a search of `levels` levels. The first decision is a rank's highest bit, but the lowest of an
+ * index, so that a level costs one addition and no test; the bits are reversed at the end. */
+INLINE __m512i ranks_search(const __m512i *keys, const int32_t *table, int levels) {
+    __m512i at[4];
+    __mmask16 above[8][4] = {{0}};
+    RANKS_UNROLL for (int level = 0; level < levels; level++) {
+        __m512i bit = ranks_opaque(_mm512_set1_epi32(1 << level));
+        RANKS_UNROLL for (int q = 0; q < 4; q++) {
+            above[level][q] = ranks_step(keys[q], table, at[q], level, above[5][q], above[6][q]);
+            at[q] = level ? _mm512_mask_add_epi32(at[q], above[level][q], at[q], bit)
+                          : _mm512_maskz_mov_epi32(above[level][q], bit);
+        }
+    }
+    __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(at[0], at[1]), _mm512_packus_epi32(at[2], at[3]));
+    /* Row r of this matrix of bits takes bit r to bit levels - 1 - r. */
+    __m512i reversal = _mm512_set1_epi64((long long)(0x8040201008040201u << (8 * (8 - levels))));
+    return _mm512_gf2p8affine_epi64_epi8(bytes, reversal, 0);
+}
+
+INLINE __m512i ranks_of_keys(const __m512i *keys, const int32_t *table, uint32_t levels) {
+    switch (levels) {
+    case 1: return ranks_search(keys, table, 1);
+    case 2: return ranks_search(keys, table, 2);
+    case 3: return ranks_search(keys, table, 3);
+    case 4: return ranks_search(keys, table, 4);
+    case 5: return ranks_search(keys, table, 5);
+    case 6: return ranks_search(keys, table, 6);
+    case 7: return ranks_search(keys, table, 7);
+    default: return ranks_search(keys, table, 8);
+    }
+}
+
+/* 64 floats to raw keys; returns 255 in the bytes, in the order of ranks, of those that are missing. */
+INLINE __m512i ranks_keys(const float *floats, __m512i *keys, ranks_rules_t rules) {
+    __m512i missing[4];
+    RANKS_UNROLL for (int q = 0; q < 4; q++) {
+        __m512i bits = _mm512_load_si512(floats + 16 * q);
+        __m512i sign = _mm512_srai_epi32(bits, 31);
+        __mmask16 nan = _mm512_cmp_ps_mask(_mm512_castsi512_ps(bits), _mm512_castsi512_ps(bits), _CMP_UNORD_Q);
+        keys[q] = _mm512_xor_si512(bits, _mm512_and_si512(sign, _mm512_set1_epi32(0x7fffffff)));
+        if (rules.zero_is_missing || rules.tiny_is_zero) {
+            __m512i size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+            __mmask16 tiny = _mm512_cmple_epi32_mask(size, _mm512_set1_epi32(RANKS_TINY));
+            if (rules.tiny_is_zero) keys[q] = _mm512_mask_mov_epi32(keys[q], tiny, _mm512_setzero_si512());
+            if (rules.zero_is_missing) nan |= tiny;
+        }
+        missing[q] = _mm512_movm_epi32(nan);
+    }
+    return _mm512_packs_epi16(_mm512_packs_epi32(missing[0], missing[1]), _mm512_packs_epi32(missing[2], missing[3]));
+}
+
+/* Ranks of 64 rows, `stride` floats apart, into `columns` (64-byte aligned, as are the chunks' offsets). */
+static __attribute__((noinline, unused)) void ranks_fill(const float *rows, size_t stride, const ranks_group_t *group,
+                                                         uint32_t groups, const ranks_chunk_t *chunk,
+                                                         const int32_t *tables, uint8_t *columns, ranks_rules_t rules) {
+    float values[4 * RANKS_ROWS] __attribute__((aligned(64)));
+    for (const ranks_group_t *end = group + groups; group < end; group++) {
+        ranks_transpose(rows + group->first, stride, values);
+        for (const ranks_chunk_t *last = chunk + group->chunks; chunk < last; chunk++) {
+            __m512i keys[4], missing = ranks_keys(values + RANKS_ROWS * chunk->lane, keys, rules);
+            __m512i ranks = ranks_of_keys(keys, tables + chunk->table, chunk->levels);
+            _mm512_store_si512(columns + chunk->left, _mm512_andnot_si512(missing, ranks));
+            _mm512_store_si512(columns + chunk->right, _mm512_or_si512(missing, ranks));
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,155 @@
+"""Forest -> ranks: each numeric split becomes `rank > k` on a *virtual column* of one byte a row.
+
+A virtual column belongs to a feature, to at most 255 of the feature's bounds (a chunk), and to the direction in which
+missing values go. Its value is the number of the chunk's bounds that are not above the row's key, so that
+
+    go right   iff   rank > position of the node's bound in its chunk
+
+Missing is rank 0 in columns whose missing values go left, 255 in the others. 255 as a node's position is never passed.
+
+Keys here are *raw*: `bits ^ (bits >> 31 & 0x7fffffff)`, in which -0 is -1, just below +0. A bound of 0 is therefore
+turned into -1, and ranks need not look at signs of zero: raw keys against these bounds decide as `sort_key` does.
+
+>>> raw_bounds(np.array([0, -1, 5], np.int32)).tolist()
+[-1, -1, 5]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.compiler.trees.forest import NUMERIC, Forest
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+REGISTER = 16  # words
+CHUNK = 255  # bounds a column can tell apart with one byte
+NEVER = 255  # the position that no rank passes
+NO_KEY = np.int32(2**31 - 1)  # above the key of every number
+
+_KEY_OF_INF = 0x7F800000
+_LOWEST, _HIGHEST = ~_KEY_OF_INF, _KEY_OF_INF + 1  # every number is at or above the first, none the second
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Ascending raw bounds of a feature, int32 [1..255], and the columns of their ranks: -1 where no node needs it."""
+
+    feature: int
+    bounds: NDArray[np.int32]
+    left: int
+    right: int
+
+    @property
+    def levels(self) -> int:
+        """Comparisons that a binary search for the rank takes: 1 to 8."""
+        return len(self.bounds).bit_length()
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """The chunks by ascending feature, and for each tree `column` int32 and `position` uint8 over its nodes.
+
+    Both are 0 where a node is not numeric. Columns count from 0.
+    """
+
+    chunks: tuple[Chunk, ...]
+    columns: int
+    column: tuple[NDArray[np.int32], ...]
+    position: tuple[NDArray[np.uint8], ...]
+
+
+def raw_bounds(bounds: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Bounds for raw keys: -0 counts as 0, and bounds beyond all numbers are brought to the nearest that decides so."""
+    raw = np.where(bounds == 0, np.int32(-1), bounds)
+    return np.clip(raw, _LOWEST, _HIGHEST).astype(np.int32)
+
+
+def quantise(forest: Forest) -> Quantised:
+    """Rank the numeric splits of a forest."""
+    numeric = [tree.kind == NUMERIC for tree in forest.trees]
+    feature, bound, right = (
+        np.concatenate([getattr(tree, name)[chosen] for tree, chosen in zip(forest.trees, numeric, strict=True)])
+        for name in ("feature", "bound", "missing_right")
+    )
+    bound = raw_bounds(bound)
+    chunks: list[Chunk] = []
+    column, position = np.zeros(len(feature), np.int32), np.zeros(len(feature), np.uint8)
+    columns = 0
+    for one in np.unique(feature).tolist():
+        nodes = np.flatnonzero(feature == one)
+        bounds, place = np.unique(bound[nodes], return_inverse=True)
+        for first in range(0, len(bounds), CHUNK):
+            inside = (place >= first) & (place < first + CHUNK)
+            members = nodes[inside]
+            position[members] = place[inside] - first
+            own = [-1, -1]
+            for direction in (0, 1):
+                users = members[right[members] == direction]
+                if len(users):
+                    own[direction] = columns
+                    column[users] = columns
+                    columns += 1
+            chunks.append(Chunk(one, bounds[first : first + CHUNK], own[0], own[1]))
+    return Quantised(tuple(chunks), columns, _spread(column, numeric), _spread(position, numeric))
+
+
+def search_tree(chunk: Chunk) -> NDArray[np.int32]:
+    """The chunk's bounds as an implicit search tree, int32 [2^levels, at least 16]: a step is p = 2p + (key >= t[p]).
+
+    It starts at p = 1; after `levels` steps, p - 2^levels is the rank.
+    """
+    levels = chunk.levels
+    ascending = _ascending(chunk)
+    tree = np.full(max(REGISTER, 1 << levels), NO_KEY)
+    for level in range(levels):
+        step = 1 << (levels - level)
+        tree[1 << level : 2 << level] = ascending[step // 2 - 1 :: step]
+    return tree
+
+
+def search_table(chunk: Chunk) -> NDArray[np.int32]:
+    """The chunk's bounds as ranks.h searches them, int32 [registers * 16].
+
+    Levels 0 to 4 have a register each, the later ones 2, 4 and 8. An index has the decision of level i as its bit i;
+    in a rank it is bit `levels - 1 - i`, so entries are in the order of reversed bits. Short levels are repeated.
+    """
+    levels = chunk.levels
+    ascending = _ascending(chunk)
+    parts = []
+    for level in range(levels):
+        step = 1 << (levels - level)
+        bounds = ascending[step // 2 - 1 :: step][_reversed_bits(level)]
+        parts.append(np.tile(bounds, max(1, REGISTER >> level)))
+    return np.concatenate(parts)
+
+
+def _ascending(chunk: Chunk) -> NDArray[np.int32]:
+    """2^levels bounds: the chunk's, then such as no number reaches."""
+    ascending = np.full(1 << chunk.levels, NO_KEY)
+    ascending[: len(chunk.bounds)] = chunk.bounds
+    return ascending
+
+
+def _reversed_bits(bits: int) -> NDArray[np.int64]:
+    """The numbers below 2^bits, each with its bits in reverse."""
+    numbers = np.zeros(1, np.int64)
+    for _ in range(bits):
+        numbers = np.concatenate([2 * numbers, 2 * numbers + 1])
+    return numbers
+
+
+def _spread(values: NDArray[Scalar], chosen: list[NDArray[np.bool_]]) -> tuple[NDArray[Scalar], ...]:
+    """Per-tree arrays with `values` at the chosen nodes, 0 elsewhere."""
+    parts, start = [], 0
+    for mask in chosen:
+        part = np.zeros(len(mask), values.dtype)
+        count = int(mask.sum())
+        part[mask] = values[start : start + count]
+        parts.append(part)
+        start += count
+    return tuple(parts)

@@ -1,0 +1,280 @@
+"""The table of kernels: a newcomer is one file and one line, the rule and the search choose, a fat bundle fits all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import xgboost
+
+from outrider.compiler import compile_model
+from outrider.compiler.backends import Candidate
+from outrider.compiler.frontends import read_model
+from outrider.compiler.trees import select
+from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.kernels import ISA_LEVELS, KERNELS, kernel
+from outrider.compiler.trees.select import Part, Plan
+from outrider.runtime import load
+from outrider.runtime.bundle import open_bundle
+from outrider.runtime.golden import check_golden
+from outrider.runtime.probe import host_target
+from outrider.runtime.target import Target
+from outrider.targets import get_target
+
+NAMED = {"name": "fraud", "version": "1"}
+
+# A kernel in one file: forests of stumps.
+STUMPS = '''
+import numpy as np
+from outrider.compiler.trees.emit import array, header, sums
+from outrider.compiler.trees.kernels import BASELINE, KernelSource
+
+TEMPLATE = """
+#pragma once
+#include "finish.h"
+#include "keys.h"
+#include "stumps_tables.h"
+static size_t stumps_workspace(int64_t batch) { (void)batch; return 0; }
+static void stumps_run(const float *rows, float *results, int64_t batch, void *workspace) {
+    const uint32_t *bits = (const uint32_t *)rows;
+    (void)workspace;
+    for (int64_t row = 0; row < batch; row++) {
+        sum_t sum = START[0];
+        for (int tree = 0; tree < TREES; tree++) {
+            uint32_t x = bits[row * FEATURES + STUMPS_FEATURE[tree]];
+            int right = is_missing(x) ? (int)STUMPS_MISSING[tree] : sort_key(x) >= STUMPS_BOUND[tree];
+            sum += STUMPS_VALUES[2 * tree + right];
+        }
+        finish(&sum, results + row);
+    }
+}
+"""
+
+
+def values(tree):
+    return tree.values[tree.payload[[tree.left[0], tree.right[0]]], 0]
+
+
+class Stumps:
+    name = "stumps"
+    serves = frozenset(("row", "batch"))
+    isa = BASELINE
+
+    def refuses(self, forest):
+        if any(tree.nodes != 3 or tree.categories for tree in forest.trees) or forest.columns_out != 1:
+            return "it takes stumps only"
+        return None
+
+    def variants(self, forest, target):
+        return [{}]
+
+    def emit(self, forest, options):
+        tables = header(
+            "Stumps.",
+            '#include "forest.h"',
+            array("uint32_t", "STUMPS_FEATURE", np.array([tree.feature[0] for tree in forest.trees])),
+            array("int32_t", "STUMPS_BOUND", np.array([tree.bound[0] for tree in forest.trees])),
+            array("uint8_t", "STUMPS_MISSING", np.array([tree.missing_right[0] for tree in forest.trees])),
+            sums("STUMPS_VALUES", np.array([values(tree) for tree in forest.trees]), forest),
+        )
+        return KernelSource({"stumps.h": TEMPLATE, "stumps_tables.h": tables}, "stumps.h", "stumps", 0)
+'''
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One file, and one line in the table; of the others only the last, so that the test is quick."""
+    (tmp_path / "newcomer_stumps.py").write_text(STUMPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    saved = dict(KERNELS)
+    KERNELS.clear()
+    KERNELS.update({"stumps": "newcomer_stumps:Stumps", "k2": saved["k2"]})
+    yield
+    KERNELS.clear()
+    KERNELS.update(saved)
+
+
+def boosted(table: Any, depth: int) -> xgboost.Booster:
+    rows, target = table
+    data = xgboost.DMatrix(rows, label=target > 0)
+    return xgboost.train({"objective": "binary:logistic", "max_depth": depth}, data, 5)
+
+
+@pytest.mark.parametrize("target", ["host", "aarch64"])
+def test_a_kernel_is_one_file_and_one_line(table, newcomer, tmp_path, target):
+    report = compile_model(boosted(table, 1), target=target, out=tmp_path / "x.orb", **NAMED)
+    assert "native-stumps" in {record.id for record in report.candidates}
+    chosen = report.candidates[0]
+    assert (chosen.outcome, chosen.rank) == ("chosen", 1)
+    if target != "host":  # by the rule, not by a measurement
+        assert chosen.id == "native-stumps"
+    deeper = compile_model(boosted(table, 3), target=target, out=tmp_path / "y.orb", **NAMED)
+    assert "stumps" not in deeper.candidates[0].id
+    assert "k2" in deeper.candidates[0].id
+
+
+def small(level: str) -> Target:
+    """This machine with no more than a level's features."""
+    host = host_target()
+    features = (*get_target("x86-64").features, *ISA_LEVELS[level].features)
+    return msgspec.structs.replace(host, features=tuple(f for f in host.features if f in features))
+
+
+@pytest.mark.skipif(host_target().arch != "x86_64", reason="a bundle for x86-64 runs on x86-64 only")
+def test_a_fat_bundle_gives_each_machine_the_first_artifact_that_it_can_run(table, tmp_path):
+    rows, _ = table
+    report = compile_model(boosted(table, 4), target="x86-64", out=tmp_path / "x.orb", calibration=rows, **NAMED)
+    ranked = [record for record in report.candidates if record.rank is not None]
+    assert [record.rank for record in ranked] == list(range(1, len(ranked) + 1))
+    assert [record.outcome for record in ranked] == ["chosen"] + ["shipped"] * (len(ranked) - 1)
+    manifest = open_bundle(report.path).manifest
+    assert [artifact.candidate for artifact in manifest.artifacts] == [record.id for record in ranked]
+    shipped = {record.options.get("isa", "baseline"): record.id for record in ranked}
+    assert list(shipped)[-1] == "baseline"
+    order = list(ISA_LEVELS)
+    for level in order:
+        if not set(ISA_LEVELS[level].features) <= set(host_target().features):
+            continue
+        with load(report.path, target=small(level)) as session:
+            best = next(isa for isa in shipped if order.index(isa) <= order.index(level))
+            assert session.artifact.candidate == shipped[best]
+            assert check_golden(session, repeats=1).passed
+    again = compile_model(
+        boosted(table, 4), target="x86-64", out=tmp_path / "y.orb", calibration=rows, replay_from=report.path, **NAMED
+    )
+    assert again.sha256 == report.sha256
+
+
+def test_what_this_machine_cannot_verify_is_not_shipped(table, tmp_path, monkeypatch):
+    from outrider.compiler import pipeline
+
+    host = host_target()
+    poor = msgspec.structs.replace(host, features=tuple(f for f in host.features if "avx" not in f and "v4" not in f))
+    monkeypatch.setattr(pipeline, "_targets", lambda target: (get_target(target), poor))
+    report = compile_model(boosted(table, 4), target="x86-64", out=tmp_path / "x.orb", **NAMED)
+    for record in report.candidates:
+        assert (record.rank is None) == ("avx512vbmi" in record.reason or record.outcome == "not eligible"), record
+
+
+class _Fake:
+    """A kernel for the tests of the selection: no C, only what the rules look at."""
+
+    def __init__(self, name: str, serves: str, isa: str, options: int = 1, *, refused: bool = False) -> None:
+        self.name, self.serves, self.isa = name, frozenset(serves.split()), isa
+        self._options, self._refused = options, refused
+
+    def refuses(self, forest: Forest) -> str | None:
+        return "not this one" if self._refused else None
+
+    def variants(self, forest: Forest, target: Target) -> list[dict[str, str]]:
+        return [{"n": str(i)} for i in range(self._options)]
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def use(*made: _Fake) -> Any:
+        monkeypatch.setattr(select, "KERNELS", {one.name: "" for one in made})
+        return {one.name: one for one in made}.__getitem__
+
+    return use
+
+
+@pytest.fixture
+def payload(table: Any) -> Forest:
+    found = read_model(boosted(table, 2)).payload
+    assert isinstance(found, Forest)
+    return found
+
+
+V3, V4 = "x86-64-v3", "x86-64-v4-vbmi"
+
+
+def test_the_rule_takes_the_first_that_fits_each_level(fakes, payload):
+    kernels = fakes(
+        _Fake("refusing", "row batch", V4, refused=True),
+        _Fake("wide", "batch", V4, 2),
+        _Fake("half", "batch", V3),
+        _Fake("row", "row", V4),
+        _Fake("any", "row batch", "baseline"),
+    )
+    plans = select.rule(payload, get_target("x86-64"), kernels)
+    assert [(plan.row.kernel, plan.batch.kernel, plan.isa, plan.crossover) for plan in plans] == [
+        ("row", "wide", V4, 32),
+        ("any", "half", V3, 32),
+        ("any", "any", "baseline", 0),
+    ]
+    assert plans[0].batch.options == (("n", "0"),)
+    assert [plan.isa for plan in select.rule(payload, get_target("armv7"), kernels)] == ["baseline"]
+
+
+def times(found: Mapping[str, Mapping[int, float]], options: int = 0) -> dict[Plan, Mapping[int, float]]:
+    parts = {name: Part(name, (("n", str(options)),)) for name in found}
+    return {
+        Plan(parts[name], parts[name], V4 if name == "wide" else "baseline"): value for name, value in found.items()
+    }
+
+
+def test_the_search_tries_variants_of_the_best_and_then_the_best_two(fakes, payload):
+    kernels = fakes(
+        _Fake("wide", "batch", V4, 2), _Fake("slow", "batch", "baseline", 3), _Fake("any", "row batch", "baseline")
+    )
+    rich = with_all(get_target("x86-64"))
+    assert [plan.row.kernel for plan in select.favourites(payload, rich, kernels)] == ["wide", "slow", "any"]
+    sizes = (8, 16, 32, 64)
+    first = times(
+        {
+            "wide": {**dict.fromkeys(sizes, 5.0), 8: 12.0, 1024: 5.0},
+            "slow": dict.fromkeys((*sizes, 1024), 50.0),
+            "any": dict.fromkeys((1, *sizes, 1024), 10.0),
+        }
+    )
+    second = select.further(payload, rich, kernels, first)
+    assert [(plan.row.kernel, plan.row.options) for plan in second] == [("wide", (("n", "1"),))]
+    (pair,) = select.further(payload, rich, kernels, {**first, second[0]: first[next(iter(first))]})
+    assert (pair.row.kernel, pair.batch.kernel, pair.batch.options) == ("any", "wide", (("n", "0"),))
+    assert (pair.isa, pair.crossover) == (V4, 16)
+    assert select.read_plan(pair.options()) == pair
+    stored = dict(sorted(pair.options().items()))  # as a manifest keeps them
+    assert select.recognise(stored, payload, rich, kernels) == pair
+    for change in ({"crossover": "7"}, {"crossover": ""}, {"isa": "other"}, {"batch": "other"}, {"batch.n": "9"}):
+        assert select.recognise({**stored, **change}, payload, rich, kernels) is None
+    assert select.recognise(stored, payload, get_target("aarch64"), kernels) is None
+    assert Candidate("native", options=pair.options()).id == f"native-any-n0-wide-n0-crossover16-{V4}"
+
+
+def test_one_kernel_that_is_best_at_both_stays_alone(fakes, payload):
+    kernels = fakes(_Fake("wide", "batch", V4), _Fake("any", "row batch", "baseline"))
+    found = times({"wide": dict.fromkeys((64, 1024), 9.9), "any": dict.fromkeys((1, 64, 1024), 9.5)})
+    found = dict(reversed(found.items()))
+    assert select.further(payload, with_all(get_target("x86-64")), kernels, found) == []
+
+
+def with_all(target: Target) -> Target:
+    return msgspec.structs.replace(
+        target, features=(*target.features, *ISA_LEVELS[V3].features, *ISA_LEVELS[V4].features)
+    )
+
+
+def test_every_kernel_of_the_table_says_what_it_is():
+    for name in KERNELS:
+        made = kernel(name)
+        assert made.name == name
+        assert made.serves
+        assert made.serves <= {"row", "batch"}
+        assert made.isa in ISA_LEVELS
+    last = kernel(list(KERNELS)[-1])
+    assert last.isa == "baseline"
+    assert last.serves == {"row", "batch"}
+
+
+def test_levels_are_named_as_the_probe_names_them():
+    from outrider.runtime.probe import cpu_features
+
+    flags = "avx avx2 bmi1 bmi2 f16c fma abm movbe avx512f avx512bw avx512cd avx512dq avx512vl avx512vbmi avx512_vbmi2"
+    more = "cx16 popcnt pni ssse3 sse4_1 sse4_2 avx512_vnni avx512_bitalg avx512_vpopcntdq gfni"
+    found = cpu_features("x86_64", f"flags : {flags} {more}\n")
+    for level in ISA_LEVELS.values():
+        assert set(level.features) <= set(found)
