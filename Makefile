@@ -24,6 +24,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
 demo: $(VENV)/.demo
 	@exec $(BIN)/outrider demo $(ARGS)
 
@@ -40,8 +44,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m benchmarks.trees
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)

@@ -367,7 +367,7 @@ def _by_the_rule(task: Task, trial: Trial) -> str:
 def _slower(trial: Trial, chosen: Trial) -> str:
     ratio = _relative_time(trial, chosen)
     if ratio < 1.0:
-        return f"takes {ratio:.2f} times the time of {chosen.id}, too little less to leave the rule"
+        return f"takes {ratio:.2f} times the time of {chosen.id}: not clearly faster than the rule prefers"
     return f"takes {ratio:.2f} times the time of {chosen.id}"
 
 
