@@ -10,8 +10,12 @@ from collections.abc import Callable
 
 import pytest
 
-# A shell that starts the tests in the background has SIGINT ignored, which children inherit: Ctrl-C would reach none.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+
+@pytest.fixture(autouse=True)
+def ctrl_c_works() -> None:
+    """SIGINT as a terminal leaves it: a command that was interrupted in this process ignores it to its end, and a
+    shell that starts the tests in the background has it ignored. Children would inherit that.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -59,7 +59,7 @@ STEPS: tuple[State, ...] = (
 )  # fmt: skip
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 20.0, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 90.0, what: str = "") -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         result = condition()
