@@ -120,6 +120,7 @@ def rule(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
     | level | rows | batches |
     | --- | --- | --- |
     | x86-64-v4-vbmi | row, row-deep, k2 | shape, deep-batch, k2 |
+    | x86-64-v3 | k2 | shape-avx2, k2 |
     | baseline, every architecture | k2 | k2 |
     """
     plans: dict[str, Plan] = {}
