@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -60,16 +61,22 @@ def test_a_fleet_that_is_away_is_said_so(tmp_path, capsys, free_port):
     assert "does not answer" in capsys.readouterr().err
 
 
+@contextlib.contextmanager
 def outrider(*arguments, **kwargs):
+    """The command as a process, which does not outlive the block."""
     command = [sys.executable, "-c", "import sys; from outrider.runtime.cli import main; sys.exit(main())"]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         **kwargs,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.system
