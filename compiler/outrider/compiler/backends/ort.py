@@ -22,11 +22,11 @@ class OrtBackend:
             return f"ONNX Runtime has no package for {target.arch}"
         return None
 
-    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:  # noqa: ARG002
+    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
         """The model in its own precision."""
         return [Candidate("ort", "float32")]
 
-    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:  # noqa: ARG002
+    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
         """Nothing: there is one way."""
         return []
 
@@ -38,7 +38,7 @@ class OrtBackend:
         """The one candidate."""
         return next((one for one in self.candidates(model, target) if one.options == options), None)
 
-    def build(self, model: Model, candidate: Candidate, target: Target) -> Built:  # noqa: ARG002
+    def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Pass the file through."""
         assert isinstance(model.payload, OnnxGraph)
         data = model.payload.data

@@ -59,7 +59,7 @@ class SklearnFrontend:
             names=feature_names(options.feature_names, _own_names(source)),
         )
 
-    def read_file(self, path: Path, options: ReadOptions) -> Model:  # noqa: ARG002
+    def read_file(self, path: Path, options: ReadOptions) -> Model:
         """Never reached by the table: a scikit-learn model is stored as a pickle."""
         raise BadModelError(f"{path} is not a scikit-learn model", hint="scikit-learn models are stored as pickles")
 

@@ -27,7 +27,7 @@ class DeepBatch:
         """Splits by category, too many columns or nodes."""
         return refuses(forest)
 
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:  # noqa: ARG002
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """From many groups to many rows."""
         return [{"groups": str(groups), "rows": str(rows)} for groups, rows in _IN_FLIGHT]
 

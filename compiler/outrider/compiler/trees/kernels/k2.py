@@ -28,11 +28,11 @@ class K2:
     def __init__(self) -> None:
         self._laid_out: tuple[Forest, Tables] | None = None
 
-    def refuses(self, forest: Forest) -> str | None:  # noqa: ARG002
+    def refuses(self, forest: Forest) -> str | None:
         """Nothing: what this kernel cannot lay out, none can, and `lay_out` raises UnsupportedError."""
         return None
 
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:  # noqa: ARG002
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One a number of lanes."""
         lanes = _LANES_NARROW if target.arch == "armv7" else _LANES
         return [{"lanes": str(count)} for count in lanes]

@@ -46,7 +46,7 @@ class Row:
         columns = self._ranks(forest).columns
         return f"it has {columns} virtual columns, of {_MAX_COLUMNS} at most" if columns > _MAX_COLUMNS else None
 
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:  # noqa: ARG002
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One a number of groups."""
         return [{"groups": str(groups)} for groups in _IN_FLIGHT]
 

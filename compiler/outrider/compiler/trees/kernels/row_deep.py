@@ -25,7 +25,7 @@ class RowDeep:
         """Splits by category, too many columns or nodes."""
         return refuses(forest)
 
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:  # noqa: ARG002
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One a number of groups, as far as there are so many trees."""
         return [{"groups": str(groups)} for groups in _GROUPS]
 

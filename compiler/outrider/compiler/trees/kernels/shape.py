@@ -265,7 +265,7 @@ class Shape:
         """Deep trees, categories, leaf vectors, sums in float64."""
         return why_not(forest)
 
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:  # noqa: ARG002
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """Perfect trees pay while they are shallow; two registers share loads, one suits small caches."""
         shallow = _depth(forest) < SHALLOW
         return [

@@ -29,7 +29,7 @@ class ShapeAvx2:
         """Deep trees, categories, leaf vectors, sums in float64."""
         return why_not(forest)
 
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:  # noqa: ARG002
+    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """Two registers share the loads of positions; one leaves more of them for a tree."""
         return [{key: str(value) for key, value in vars(options).items()} for options in _VARIANTS]
 
