@@ -19,7 +19,7 @@ from outrider.fleet.auth import ADMIN, create_key, has_keys, write_key_file
 from outrider.fleet.db import Database
 from outrider.fleet.registry import Registry
 from outrider.fleet.server import ApiServer, bind
-from outrider.fleet.settings import FleetSettings
+from outrider.fleet.settings import WILDCARD_HOSTS, FleetSettings
 from outrider.fleet.state import FleetState
 from outrider.runtime.durable import write_file
 from outrider.runtime.errors import ConflictError, StorageError
@@ -59,7 +59,7 @@ class Fleet:
 
 def local_url(settings: FleetSettings) -> str:
     """The API's address for commands on this machine."""
-    host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+    host = "127.0.0.1" if settings.host in WILDCARD_HOSTS else settings.host
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
