@@ -53,6 +53,12 @@ def mean_library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return build_shared({"mean.c": MEAN_SOURCE}, out, get_target("host"))
 
 
+@pytest.fixture(scope="session")
+def mean_source() -> str:
+    """The C source of that artifact."""
+    return MEAN_SOURCE
+
+
 Parts = tuple[Manifest, dict[str, bytes]]
 
 
@@ -130,8 +136,10 @@ def make_parts() -> Callable[..., Parts]:
 def make_bundle(make_parts: Callable[..., Parts], mean_library: bytes, tmp_path: Path) -> Callable[..., Path]:
     """Write a bundle of the model above that runs on this machine; `files` adds or replaces files."""
 
-    def make(name: str = "mean.orb", files: Mapping[str, bytes] | None = None, **changes: Any) -> Path:
-        manifest, contents = make_parts(mean_library, **changes)
+    def make(
+        name: str = "mean.orb", files: Mapping[str, bytes] | None = None, library: bytes | None = None, **changes: Any
+    ) -> Path:
+        manifest, contents = make_parts(library or mean_library, **changes)
         contents |= files or {}
         known = {artifact.path for artifact in manifest.artifacts}
         listed = tuple(file_entry(path, data) for path, data in sorted(contents.items()) if path not in known)

@@ -41,6 +41,11 @@ def mean_onnx() -> bytes:
     return data
 
 
+def full(engine: Engine) -> Callable[[Any], Any]:
+    """The long way to the output `score`."""
+    return lambda rows: engine.run({"features": rows})["score"]
+
+
 @pytest.fixture
 def entry_and_signature(make_parts: Callable[..., Parts]) -> tuple[ArtifactEntry, Signature]:
     manifest, _ = make_parts()
@@ -129,13 +134,14 @@ def test_every_way_to_load_and_call(
     assert not list(tmp_path.iterdir()), "no file is left behind"
     rows = np.array([[1, 2, 6], [0, 0, 3]], np.float32)
     assert engine.run({"features": rows})["score"].tolist() == [3.0, 1.0]
-    row = engine.row_function("score")
-    assert row is not None
-    first, second = row(rows[:1]), row(rows[1:])
+    predict = engine.matrix_function("score", full(engine))
+    assert predict is not None
+    first, second = predict(rows[:1]), predict(rows[1:])
     assert (first.tolist(), second.tolist()) == ([3.0], [1.0])
+    assert predict(rows).tolist() == [3.0, 1.0]
     engine.close()
     with pytest.raises(EngineFault, match="closed"):
-        row(rows[:1])
+        predict(rows[:1])
 
 
 def test_ctypes_where_cffi_is_absent(
@@ -175,7 +181,7 @@ def test_a_failing_status_is_an_engine_fault(
     mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature]
 ) -> None:
     engine = NativeEngine.open(entry_and_signature[0], mean_library, entry_and_signature[1])
-    row = engine.row_function("score")
+    row = engine.matrix_function("score", full(engine))
     assert row is not None
     bad = np.full((1, 3), np.nan, np.float32)
     with pytest.raises(EngineFault, match="status 7"):
@@ -227,7 +233,7 @@ def test_absurd_memory_is_an_engine_fault(entry_and_signature: tuple[ArtifactEnt
 
 def test_many_threads(mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature]) -> None:
     engine = NativeEngine.open(entry_and_signature[0], mean_library, entry_and_signature[1])
-    row = engine.row_function("score")
+    row = engine.matrix_function("score", full(engine))
     assert row is not None
     wrong: list[str] = []
 

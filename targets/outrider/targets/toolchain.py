@@ -19,7 +19,8 @@ from outrider.runtime.errors import ToolchainError
 from outrider.runtime.target import Target
 from outrider.targets.catalog import board_of
 
-ABI_HEADER = Path(engines.__file__).with_name("native_abi.h")
+_ENGINES = Path(engines.__file__).parent
+ABI_HEADERS = tuple(_ENGINES / name for name in ("native_abi.h", "python_call.h"))  # what sources may include
 TIMEOUT_S = 600  # the first program for a target builds its C library, which takes up to a minute
 _MESSAGE_LIMIT = 4000  # characters of the compiler's output that an error quotes
 
@@ -36,13 +37,12 @@ PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export
 def build_shared(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
     """Compile C to a shared library of the native ABI, which needs no libc; returns its bytes, also written to `out`.
 
-    `sources` maps file names to text: `.c` files are compiled, others may be included, as may `native_abi.h`.
+    `sources` maps file names to text: `.c` files are compiled, others may be included, as may the headers of the ABI.
     `flags` are added; without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with
     the compiler's message.
     """
-    return _build(
-        {ABI_HEADER.name: ABI_HEADER.read_text(encoding="utf-8"), **sources}, out, target, SHARED_FLAGS, flags
-    )
+    headers = {header.name: header.read_text(encoding="utf-8") for header in ABI_HEADERS}
+    return _build({**headers, **sources}, out, target, SHARED_FLAGS, flags)
 
 
 def build_program(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:

@@ -60,8 +60,8 @@ def engine_class(kind: str) -> type[Engine]:
     return resolved
 
 
-def open_engine(entry: ArtifactEntry, data: bytes, signature: Signature) -> Engine:
-    """Load an artifact's bytes into the engine of its format.
+def open_engine(entry: ArtifactEntry, data: bytes, signature: Signature, threads: int = 1) -> Engine:
+    """Load an artifact's bytes into the engine of its format, which may use up to `threads` threads for a run.
 
     Raises EngineMissingError, TargetMismatchError (reason `abi`) or EngineFault.
     """
@@ -73,7 +73,7 @@ def open_engine(entry: ArtifactEntry, data: bytes, signature: Signature) -> Engi
             hint="install a matching version of outrider",
             reason="abi",
         )
-    return engine.open(entry, data, signature)
+    return engine.open(entry, data, signature, threads=threads)
 
 
 __all__ = ["ENGINES", "EngineEntry", "available", "engine_class", "open_engine", "supports"]

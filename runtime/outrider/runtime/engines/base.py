@@ -13,22 +13,25 @@ from outrider.runtime.bundle.manifest import ArtifactEntry, Dtype, Signature, Te
 from outrider.runtime.errors import BadBundleError
 
 Array = NDArray[Any]
-RowFunction = Callable[[Array], Array]
+MatrixFunction = Callable[[Any], Array]
 
 
 class Engine(ABC):
     """Executes one artifact.
 
-    `binding` says how the code is called (`cffi`, `ctypes`, `onnxruntime`). `run` may be called from several
-    threads; the engine's docstring says whether calls run side by side or in turn.
+    `binding` says how the code is called (`built-in`, `cffi`, `ctypes`, `onnxruntime`). `run` may be called from
+    several threads; the engine's docstring says whether calls run side by side or in turn.
     """
 
     binding: str
 
     @classmethod
     @abstractmethod
-    def open(cls, entry: ArtifactEntry, data: bytes, signature: Signature) -> Engine:
-        """Load the artifact's bytes. Raises EngineMissingError, TargetMismatchError or EngineFault."""
+    def open(cls, entry: ArtifactEntry, data: bytes, signature: Signature, *, threads: int = 1) -> Engine:
+        """Load the artifact's bytes; a run may use up to `threads` threads.
+
+        Raises EngineMissingError, TargetMismatchError or EngineFault.
+        """
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -41,12 +44,14 @@ class Engine(ABC):
     def close(self) -> None:
         """Release the artifact. Calling it again does nothing; calling `run` afterwards raises EngineFault."""
 
-    def row_function(self, output: str) -> RowFunction | None:
-        """A shorter way from one row to one output, for models of one float32 matrix; None where there is none.
+    def matrix_function(self, output: str, fallback: MatrixFunction) -> MatrixFunction | None:
+        """A shorter way from a matrix to one output, for models of one float32 matrix; None where there is none.
 
-        The function takes a float32 array of shape (1, n), in any layout, and trusts the caller to have checked it.
+        The function takes float32 arrays of shape [n, features]. What it is not made for goes to `fallback`, which
+        must not hold on to the function. It may be called from several threads, and after the engine was closed, when
+        everything goes to `fallback`.
         """
-        del output
+        del output, fallback
         return None
 
 

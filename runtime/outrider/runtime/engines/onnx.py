@@ -29,7 +29,7 @@ class OnnxEngine(Engine):
         self._path = entry.path
 
     @classmethod
-    def open(cls, entry: ArtifactEntry, data: bytes, signature: Signature) -> OnnxEngine:
+    def open(cls, entry: ArtifactEntry, data: bytes, signature: Signature, *, threads: int = 1) -> OnnxEngine:
         """Load an ONNX file from memory; weights in other files are not allowed."""
         tensors(entry.inputs, signature.inputs)
         tensors(entry.outputs, signature.outputs)
@@ -41,7 +41,7 @@ class OnnxEngine(Engine):
             ) from e
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SEVERITY_ERROR
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # as every candidate was measured
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         try:
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # the binding raises one class a status code, with no common base but Exception

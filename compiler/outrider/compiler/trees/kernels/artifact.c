@@ -25,3 +25,7 @@ OUTRIDER_API int32_t outrider_run(const void *const *inputs, void *const *output
     BATCH_RUN(inputs[0], outputs[0], batch, workspace);
     return 0;
 }
+
+#ifndef __wasm__
+#include "python_call.h"
+#endif

@@ -1,0 +1,239 @@
+"""A native artifact as a loaded library: the C functions of `native_abi.h`, behind cffi or ctypes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from outrider.runtime.engines.base import Array
+from outrider.runtime.errors import EngineFault
+
+Binding = Literal["cffi", "ctypes"]
+Call = Callable[[], int]
+
+_REQUIRED = """
+uint32_t outrider_abi(void);
+size_t outrider_workspace(int64_t batch);
+int32_t outrider_run(const void *const *inputs, void *const *outputs, int64_t batch, void *workspace);
+"""
+# What an artifact may lack. Only their addresses are asked for, so their types do not matter here.
+_OPTIONAL = ("outrider_python_size", "outrider_python", "outrider_python_close", "outrider_python_free")
+
+
+class Library(ABC):
+    """A loaded artifact behind one of the two ways to call C.
+
+    It is unloaded when every user has released it: the first is the one who loaded it.
+    """
+
+    binding: Binding
+
+    def __init__(self, image: _Image) -> None:
+        self._image = image
+        self._users = 1
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def abi(self) -> int:
+        """The artifact's ABI version."""
+
+    @abstractmethod
+    def workspace(self, batch: int) -> int:
+        """Bytes of scratch memory that a batch needs."""
+
+    @abstractmethod
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
+        """A function of no arguments that runs on these arrays, which it keeps alive, and returns the status."""
+
+    @abstractmethod
+    def address(self, name: str) -> int | None:
+        """The address of a function that an artifact may lack; None where it does."""
+
+    @abstractmethod
+    def _unload(self) -> None: ...
+
+    def run(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> int:
+        """Run on these arrays; returns the status."""
+        return self.bind(inputs, outputs, batch, workspace)()
+
+    def retain(self) -> None:
+        """One user more."""
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """One user less; the last one unloads the library."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        self._unload()
+        self._image.close()
+
+
+class _CffiLibrary(Library):
+    binding = "cffi"
+
+    def __init__(self, image: _Image) -> None:
+        import cffi
+
+        super().__init__(image)
+        self._ffi = cffi.FFI()
+        self._ffi.cdef(_REQUIRED + "".join(f"void {name}(void);" for name in _OPTIONAL))
+        self._lib = self._ffi.dlopen(image.path, self._ffi.RTLD_NOW)
+        try:
+            self._abi, self._workspace = self._lib.outrider_abi, self._lib.outrider_workspace
+            self._run = self._lib.outrider_run
+        except AttributeError:
+            self._unload()
+            raise
+
+    def abi(self) -> int:
+        return int(self._abi())
+
+    def workspace(self, batch: int) -> int:
+        return int(self._workspace(batch))
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
+        buffer = self._ffi.from_buffer
+        kept = [buffer(array) for array in (*inputs, *outputs, workspace)]
+        ins = self._ffi.new("void *[]", kept[: len(inputs)])
+        outs = self._ffi.new("void *[]", kept[len(inputs) : -1])
+        call = functools.partial(self._run, ins, outs, batch, kept[-1])
+        call.__dict__["kept"] = kept
+        return call
+
+    def address(self, name: str) -> int | None:
+        try:
+            return int(self._ffi.cast("uintptr_t", self._ffi.addressof(self._lib, name)))
+        except AttributeError:
+            return None
+
+    def _unload(self) -> None:
+        self._ffi.dlclose(self._lib)
+
+
+class _CtypesLibrary(Library):
+    binding = "ctypes"
+
+    def __init__(self, image: _Image) -> None:
+        import _ctypes
+
+        super().__init__(image)
+        self._lib = ctypes.CDLL(image.path, mode=os.RTLD_NOW)
+        self._dlclose = _ctypes.dlclose
+        try:
+            self._abi, self._workspace = self._lib.outrider_abi, self._lib.outrider_workspace
+            self._run = self._lib.outrider_run
+        except AttributeError:
+            self._unload()
+            raise
+        self._abi.restype = ctypes.c_uint32
+        self._workspace.restype = ctypes.c_size_t
+        self._workspace.argtypes = [ctypes.c_int64]
+        self._run.restype = ctypes.c_int32
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+
+    def abi(self) -> int:
+        return int(self._abi())
+
+    def workspace(self, batch: int) -> int:
+        return int(self._workspace(batch))
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
+        ins = (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs))
+        outs = (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs))
+        call = functools.partial(self._run, ins, outs, ctypes.c_int64(batch), ctypes.c_void_p(workspace.ctypes.data))
+        call.__dict__["kept"] = (inputs, outputs, workspace)
+        return call
+
+    def address(self, name: str) -> int | None:
+        try:
+            return ctypes.cast(getattr(self._lib, name), ctypes.c_void_p).value
+        except AttributeError:
+            return None
+
+    def _unload(self) -> None:
+        self._dlclose(self._lib._handle)
+
+
+class _Image:
+    """A library's bytes under a path that the dynamic loader can open: in memory, or else a file.
+
+    The descriptor stays open until the library is unloaded. The loader knows libraries by their path, so a number
+    given out again would make it return the old library for the new path.
+    """
+
+    def __init__(self, data: bytes, *, in_memory: bool) -> None:
+        self._file: Path | None = None
+        if in_memory:
+            self._fd = os.memfd_create("outrider-artifact", os.MFD_CLOEXEC)
+            self.path = f"/proc/self/fd/{self._fd}"
+        else:
+            self._fd, self.path = tempfile.mkstemp(prefix="outrider-", suffix=".so")
+            self._file = Path(self.path)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self.unlink()
+
+    def unlink(self) -> None:
+        """Remove the file, which a loaded library no longer needs."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink()
+            self._file = None
+
+
+def load_library(data: bytes, origin: str, binding: Binding | None) -> Library:
+    """Load from memory; where the system forbids that (no /proc, sealed noexec), from a temporary file.
+
+    `origin` names the artifact in errors. `binding` None: cffi where it is installed, else ctypes. Raises EngineFault.
+    """
+    kind = _binding_class(binding)
+    problems = []
+    for in_memory in (True, False):
+        try:
+            image = _Image(data, in_memory=in_memory)
+        except (OSError, AttributeError) as e:
+            problems.append(str(e))
+            continue
+        try:
+            library = kind(image)
+        except (OSError, AttributeError) as e:
+            image.close()
+            problems.append(str(e))
+        else:
+            image.unlink()
+            return library
+    raise EngineFault(f"the library {origin!r} cannot be loaded: {problems[-1]}")
+
+
+def _binding_class(binding: Binding | None) -> type[Library]:
+    if binding == "ctypes":
+        return _CtypesLibrary
+    try:
+        import cffi
+    except ImportError:
+        if binding == "cffi":
+            raise
+        return _CtypesLibrary
+    del cffi
+    return _CffiLibrary
