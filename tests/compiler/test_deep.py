@@ -240,9 +240,13 @@ def test_siblings_and_clusters_keep_to_their_lines():
         word >> laid_out.format.column_bits & (1 << (32 - laid_out.format.rank_bits - laid_out.format.column_bits)) - 1
     )
     inner = np.flatnonzero(delta)
-    child = inner + delta[inner]
+    child = (inner // 2 + delta[inner]) * 2
     assert (child // 16 == (child + 1) // 16).all()
     assert len(np.unique(child)) == len(child)
+    column = word & (1 << laid_out.format.column_bits) - 1
+    below = np.concatenate([child, child + 1])
+    leaves = below[delta[below] == 0]
+    assert (column[leaves] == laid_out.columns + leaves % 2).all()
 
 
 def test_refusals():

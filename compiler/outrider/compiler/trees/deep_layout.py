@@ -2,12 +2,16 @@
 
 A node decides by `rank > k` on a virtual column, as in quantise.py, but with up to 65535 bounds a column. Its word is
 
-    rank bits | delta bits | column bits      k, or a leaf's row of values; distance to the left child; column
+    rank bits | delta bits | column bits      k, or a leaf's row of values; pairs to the children's; column
 
 so that `(rank << 32 - rank_bits) > word` decides, whatever the low bits hold: a rank equal to `k` gives at most the
-word, a higher one more. The right child is next to the left one. A leaf has delta 0 and the column that is always 0:
-a walk that has arrived stays. Where the three fields do not fit in 32 bits, a node is *wide*: 8 bytes, `k` and column
-of 16 bits each, then delta.
+word, a higher one more. Siblings are a pair, the left one at an even place, so a step is
+
+    at = (at & ~1) + 2 * delta + goes_right
+
+A leaf has delta 0, and a column of its own that keeps a walk where it has arrived: one that is always 0 for left
+children, one that is always the highest rank for right ones. Where the three fields do not fit in 32 bits, a node is
+*wide*: 8 bytes, `k` and column of 16 bits each, then 2 * delta.
 
 Nodes lie in *clusters* of three levels, the up to 14 nodes below one node, which never straddle a cache line of 16
 nodes: a walk touches a line each three levels. Clusters are in breadth-first order, small ones in the gaps of large
@@ -29,6 +33,7 @@ from outrider.runtime.errors import BadModelError
 LANES = 16  # trees in a register, and nodes in a line
 MAX_COLUMNS = 8191  # beyond it a block of rows' ranks leaves the caches
 _LEVELS = 3  # of a cluster
+_LEAF_COLUMNS = 2
 _MAX_NODES = 1 << 27
 _WIDE_BITS = 16
 _COLUMN_BITS = {1: 5, 2: 6, 4: 7}  # by the number of registers, of 32 ranks each, that hold a row
@@ -60,7 +65,7 @@ class DeepTables:
 
     `nodes` uint32 [N], [N, 2] where wide. `roots` uint32 [groups * 16]: trees by output, then by depth, so that lanes
     arrive together; spare lanes have a leaf of value 0. `order` int64 [trees]: the tree in each lane. `columns` leaves
-    out the one that is always 0, which comes after them. `values` float64 [rows, width] holds the distinct rows of
+    out the two of leaves, which come after them. `values` float64 [rows, width] holds the distinct rows of
     leaf values, the last of them zeros. Where `leaf_rows` is None, a leaf's word has its row of `values`; else
     `leaf_rows` uint32 [N] has it.
     """
@@ -100,7 +105,7 @@ def lay_out_deep(forest: Forest) -> DeepTables:
     order = _walk_order(forest, places)
     splits, leaves = _Splits(forest), _Leaves(forest)
     chosen = _choose_format(splits, max(place.reach for place in places))
-    inline = len(leaves.values) <= 1 << chosen.rank_bits
+    inline = len(leaves.values) < 1 << chosen.rank_bits  # the highest field is not below the highest rank
     searches, column, position = splits.ranked(chosen.rank_bits)
     columns = splits.columns(chosen.rank_bits)
     start = np.concatenate([[0], np.cumsum([places[i].size for i in order])])
@@ -112,7 +117,7 @@ def lay_out_deep(forest: Forest) -> DeepTables:
         leaf = tree.kind == LEAF
         row = leaves.row_of(i)
         field = np.where(leaf, row if inline else 0, splits.spread(position, i))
-        nodes[at, 0] = _word(field, np.where(leaf, columns, splits.spread(column, i)), chosen)
+        nodes[at, 0] = _word(field, np.where(leaf, columns + (at & 1), splits.spread(column, i)), chosen)
         nodes[at, 1] = places[i].delta
         leaf_rows[at] = row
     spare = -len(order) % LANES
@@ -136,7 +141,7 @@ def _word(field: NDArray[np.int64], column: NDArray[np.int64], chosen: Format) -
 
 def _pack(nodes: NDArray[np.uint64], chosen: Format) -> NDArray[np.uint32]:
     if chosen.wide:
-        return nodes.astype(np.uint32)
+        return (nodes * np.array([1, 2], np.uint64)).astype(np.uint32)
     return (nodes[:, 0] | nodes[:, 1] << np.uint64(chosen.column_bits)).astype(np.uint32)
 
 
@@ -146,11 +151,11 @@ def _choose_format(splits: _Splits, reach: int) -> Format:
         for rank_bits in (_WIDE_BITS,) if wide else range(16, 7, -1):
             column_bits = _WIDE_BITS if wide else _COLUMN_BITS[registers]
             narrow_enough = wide or reach < 1 << (32 - rank_bits - column_bits)
-            if narrow_enough and splits.columns(rank_bits) < 32 * registers:
+            if narrow_enough and splits.columns(rank_bits) + _LEAF_COLUMNS <= 32 * registers:
                 return Format(registers, wide, rank_bits, column_bits)
     for rank_bits in range(16, 7, -1):
         columns = splits.columns(rank_bits)
-        column_bits = columns.bit_length()
+        column_bits = (columns + _LEAF_COLUMNS - 1).bit_length()
         if columns <= MAX_COLUMNS and reach < 1 << max(32 - rank_bits - column_bits, 0):
             return Format(0, False, rank_bits, column_bits)
     return Format(0, True, _WIDE_BITS, _WIDE_BITS)
@@ -254,7 +259,10 @@ def fit_float(forest: Forest) -> bool:
 
 
 class _Place:
-    """Where the nodes of one tree lie: `position` and `delta` int64 [nodes], `size` (of whole lines), `depth`."""
+    """Where the nodes of one tree lie: `position` and `delta` int64 [nodes], `size` (of whole lines), `depth`.
+
+    `reach` is the largest delta.
+    """
 
     def __init__(self, tree: Tree) -> None:
         self.position = np.zeros(tree.nodes, np.int64)
@@ -268,7 +276,7 @@ class _Place:
         while below := [level for _, level in zip(range(_LEVELS), levels, strict=False)]:
             self._fill(tree, self._heads(tree), below)
         inner = tree.kind != LEAF
-        self.delta[inner] = self.position[tree.left[inner]] - self.position[inner]
+        self.delta[inner] = self.position[tree.left[inner]] // 2 - self.position[inner] // 2
         self.reach = int(self.delta.max())
         if len(np.unique(self.position)) != tree.nodes:
             raise BadModelError("a tree of the model is not a tree: a node has two parents, or none")

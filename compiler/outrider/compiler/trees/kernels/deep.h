@@ -8,7 +8,7 @@
  *
  * Ranks of a row: a search by sixteens, a compare and a population count a level, up to 65535 bounds in four levels.
  *
- * Fallbacks, chosen by the layout: more than 127 columns are gathered from memory; nodes whose fields need more than 32
+ * Fallbacks, chosen by the layout: more than 126 columns are gathered from memory; nodes whose fields need more than 32
  * bits are 8 bytes, a gather more a level; leaf values that have no place in a node are found by a gather more a tree.
  *
  * Cost model: depth * trees / 16 gathers a row, of about 9 to 15 cycles from L1 and L2 each when enough are in flight;
@@ -52,10 +52,10 @@ INLINE void deep_search(const uint32_t *row, const deep_search_t *search, int le
     ranks[search->column[1]] = missing ? search->missing[1] : (uint16_t)rank;
 }
 
-/* The ranks of one row, uint16 [DEEP_STRIDE]; the columns that no search fills are 0. */
+/* The ranks of one row, uint16 [DEEP_STRIDE]; behind the columns that are searched, the two of leaves. */
 static __attribute__((noinline, unused)) void deep_ranks(const uint32_t *row, uint16_t *ranks) {
-    for (int i = DEEP_COLUMNS / 32 * 32; i < DEEP_STRIDE; i += 32)
-        _mm512_store_si512(ranks + i, _mm512_setzero_si512());
+    ranks[DEEP_COLUMNS] = 0;
+    ranks[DEEP_COLUMNS + 1] = 0xffff;
     const deep_search_t *search = DEEP_SEARCHES;
     for (; search < DEEP_SEARCHES + DEEP_SEARCHES_1; search++) deep_search(row, search, 1, ranks);
     for (; search < DEEP_SEARCHES + DEEP_SEARCHES_2; search++) deep_search(row, search, 2, ranks);
@@ -96,19 +96,19 @@ INLINE __m512i deep_look_up(deep_row_t row, __m512i node, __mmask16 all) {
 #endif
 }
 
-/* One level for 16 trees: `at` moves on; returns how far, without the step to a right child: 0 at leaves. */
+/* One level for 16 trees: `at` moves on; returns how far, from pair to pair: 0 at leaves. */
 INLINE __m512i deep_step(deep_row_t row, __m512i *at, __m512i *node, __mmask16 all) {
 #if DEEP_WIDE
     *node = GATHER_WORDS(all, *at, DEEP_NODES, 8);
     __m512i delta = GATHER_WORDS(all, *at, DEEP_NODES + 1, 8);
 #else
     *node = GATHER_WORDS(all, *at, DEEP_NODES, 4);
-    __m512i delta = _mm512_and_si512(_mm512_srli_epi32(*node, DEEP_COLUMN_BITS),
-                                     _mm512_set1_epi32((1 << (32 - DEEP_RANK_BITS - DEEP_COLUMN_BITS)) - 1));
+    __m512i delta = _mm512_and_si512(_mm512_srli_epi32(*node, DEEP_COLUMN_BITS - 1),
+                                     _mm512_set1_epi32((2 << (32 - DEEP_RANK_BITS - DEEP_COLUMN_BITS)) - 2));
 #endif
     __m512i ranks = _mm512_slli_epi32(deep_look_up(row, *node, all), 32 - DEEP_RANK_BITS);
     __mmask16 right = _mm512_cmpgt_epu32_mask(ranks, *node);
-    *at = _mm512_add_epi32(*at, delta);
+    *at = _mm512_add_epi32(_mm512_andnot_si512(_mm512_set1_epi32(1), *at), delta);
     *at = _mm512_mask_add_epi32(*at, right, *at, _mm512_set1_epi32(1));
     return delta;
 }

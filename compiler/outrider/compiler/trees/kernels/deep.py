@@ -30,7 +30,7 @@ def stride(tables: DeepTables) -> int:
     """Ranks that a row takes in memory: whole registers, and room for a gather that reads 4 bytes at the last one."""
     if tables.format.registers:
         return REGISTER_RANKS * tables.format.registers
-    return -(-(tables.columns + 2) // REGISTER_RANKS) * REGISTER_RANKS
+    return -(-(tables.columns + 3) // REGISTER_RANKS) * REGISTER_RANKS
 
 
 def deep_files(tables: DeepTables) -> dict[str, str]:
