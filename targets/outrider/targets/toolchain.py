@@ -27,7 +27,7 @@ _MESSAGE_LIMIT = 4000  # characters of the compiler's output that an error quote
 # Nothing may be left undefined: what the compiler calls of its own accord (memcpy, 64-bit division on 32-bit ARM)
 # comes from its support library and is linked in, hidden.
 SHARED_FLAGS = (
-    *("-shared", "-fPIC", "-O3", "-std=c11", "-nostdlib", "-ffreestanding", "-ffp-contract=off"),
+    *("-shared", "-fPIC", "-O3", "-fno-slp-vectorize", "-std=c11", "-nostdlib", "-ffreestanding", "-ffp-contract=off"),
     *("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"),
     *("-rtlib=compiler-rt", "-Wl,-z,defs", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s"),
 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.compiler.trees.fixed import fixed_point
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource
 
@@ -125,6 +126,7 @@ def _kernels_header(row: KernelSource, batch: KernelSource, crossover: int) -> s
 
 
 def _forest_header(forest: Forest) -> str:
+    fixed = fixed_point(forest)
     sizes = {
         "FEATURES": forest.features,
         "TREES": len(forest.trees),
@@ -135,6 +137,7 @@ def _forest_header(forest: Forest) -> str:
         "TINY_IS_ZERO": int(forest.tiny_is_zero),
         "NEGATIVE_FRACTION_IS_ZERO": int(forest.negative_fraction_is_zero),
         "EXACT_CATEGORIES": int(forest.exact_categories),
+        "FIXED_WIDE": int(fixed.wide),
         **{name.upper(): number for number, name in enumerate(_TRANSFORMS)},
     }
     return header(
@@ -142,6 +145,7 @@ def _forest_header(forest: Forest) -> str:
         defines(sizes),
         f"#define TRANSFORM {forest.transform.upper()}",
         f"#define SCALE {forest.scale.hex()}",
+        f"#define FIXED_UNIT {fixed.unit.hex()}",
         f"typedef {'float' if forest.precision == 'float32' else 'double'} sum_t;",
         *_averaging(forest),
     )

@@ -6,6 +6,7 @@ missing values go. Its value is the number of the chunk's bounds that are not ab
     go right   iff   rank > position of the node's bound in its chunk
 
 Missing is rank 0 in columns whose missing values go left, 255 in the others. 255 as a node's position is never passed.
+A node whose children have changed sides reads an *inverted* column, of 255 - rank, at the position 254 - position.
 
 Keys here are *raw*: `bits ^ (bits >> 31 & 0x7fffffff)`, in which -0 is -1, just below +0. A bound of 0 is therefore
 turned into -1, and ranks need not look at signs of zero: raw keys against these bounds decide as `sort_key` does.
@@ -16,6 +17,7 @@ turned into -1, and ranks need not look at signs of zero: raw keys against these
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,12 +39,16 @@ _LOWEST, _HIGHEST = ~_KEY_OF_INF, _KEY_OF_INF + 1  # every number is at or above
 
 @dataclass(frozen=True)
 class Chunk:
-    """Ascending raw bounds of a feature, int32 [1..255], and the columns of their ranks: -1 where no node needs it."""
+    """Ascending raw bounds of a feature, int32 [1..255], and the columns of their ranks: -1 where no node needs it.
+
+    `left` and `right` are by the direction of missing values; `inverted` the same for inverted columns.
+    """
 
     feature: int
     bounds: NDArray[np.int32]
     left: int
     right: int
+    inverted: tuple[int, int] = (-1, -1)
 
     @property
     def levels(self) -> int:
@@ -69,14 +75,16 @@ def raw_bounds(bounds: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.clip(raw, _LOWEST, _HIGHEST).astype(np.int32)
 
 
-def quantise(forest: Forest) -> Quantised:
-    """Rank the numeric splits of a forest."""
+def quantise(forest: Forest, swapped: Sequence[Set[int]] = ()) -> Quantised:
+    """Rank the numeric splits of a forest. `swapped`: by tree, the nodes whose children have changed sides."""
     numeric = [tree.kind == NUMERIC for tree in forest.trees]
     feature, bound, right = (
         np.concatenate([getattr(tree, name)[chosen] for tree, chosen in zip(forest.trees, numeric, strict=True)])
         for name in ("feature", "bound", "missing_right")
     )
     bound = raw_bounds(bound)
+    inverted = _inverted(numeric, swapped)
+    kind = 2 * inverted + right
     chunks: list[Chunk] = []
     column, position = np.zeros(len(feature), np.int32), np.zeros(len(feature), np.uint8)
     columns = 0
@@ -86,16 +94,28 @@ def quantise(forest: Forest) -> Quantised:
         for first in range(0, len(bounds), CHUNK):
             inside = (place >= first) & (place < first + CHUNK)
             members = nodes[inside]
-            position[members] = place[inside] - first
-            own = [-1, -1]
-            for direction in (0, 1):
-                users = members[right[members] == direction]
+            position[members] = np.where(inverted[members], CHUNK - 1 - (place[inside] - first), place[inside] - first)
+            own = [-1] * 4
+            for each in range(4):
+                users = members[kind[members] == each]
                 if len(users):
-                    own[direction] = columns
+                    own[each] = columns
                     column[users] = columns
                     columns += 1
-            chunks.append(Chunk(one, bounds[first : first + CHUNK], own[0], own[1]))
+            chunks.append(Chunk(one, bounds[first : first + CHUNK], own[0], own[1], (own[2], own[3])))
     return Quantised(tuple(chunks), columns, _spread(column, numeric), _spread(position, numeric))
+
+
+def _inverted(numeric: list[NDArray[np.bool_]], swapped: Sequence[Set[int]]) -> NDArray[np.bool_]:
+    """Which of the numeric splits of all trees are swapped."""
+    if not swapped:
+        return np.zeros(sum(int(mask.sum()) for mask in numeric), bool)
+    parts = []
+    for mask, nodes in zip(numeric, swapped, strict=True):
+        part = np.zeros(len(mask), bool)
+        part[list(nodes)] = True
+        parts.append(part[mask])
+    return np.concatenate(parts)
 
 
 def search_tree(chunk: Chunk) -> NDArray[np.int32]:

@@ -94,6 +94,7 @@ class Kernel(Protocol):
 
 KERNELS: dict[str, str] = {
     "shape": "outrider.compiler.trees.kernels.shape:Shape",
+    "leafwise": "outrider.compiler.trees.kernels.leafwise:Leafwise",
     "shape-avx2": "outrider.compiler.trees.kernels.shape_avx2:ShapeAvx2",
     "row": "outrider.compiler.trees.kernels.row:Row",
     "row-deep": "outrider.compiler.trees.kernels.row_deep:RowDeep",

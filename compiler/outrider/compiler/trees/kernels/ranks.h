@@ -26,14 +26,15 @@
 #define RANKS_TINY 0x0554ad2e /* bits of the last float32 whose size is not above 1e-35 */
 
 /* Bounds of one feature. `lane`: the feature's place in its group of four. `left`, `right`: where the ranks go, as
- * byte offsets, with missing values as 0 and as 255; a column that no node reads may share a dummy. */
-typedef struct { uint32_t table, left, right; uint16_t lane, levels; } ranks_chunk_t;
+ * byte offsets, with missing values as 0 and as 255; `not_left`, `not_right`: where their complements go. A column that
+ * no node reads may share a dummy. */
+typedef struct { uint32_t table, left, right, not_left, not_right; uint16_t lane, levels; } ranks_chunk_t;
 
 /* Four neighbouring features, from `first`, and how many chunks they have. */
 typedef struct { uint32_t first, chunks; } ranks_group_t;
 
-/* What varies in how a source reads a number: see Forest. */
-typedef struct { int zero_is_missing, tiny_is_zero; } ranks_rules_t;
+/* What varies in how a source reads a number: see Forest. `inverted`: whether any complement is read. */
+typedef struct { int zero_is_missing, tiny_is_zero, inverted; } ranks_rules_t;
 
 #define RANKS_UNROLL _Pragma("clang loop unroll(full)")
 
@@ -149,8 +150,13 @@ static __attribute__((noinline, unused)) void ranks_fill(const float *rows, size
         for (const ranks_chunk_t *last = chunk + group->chunks; chunk < last; chunk++) {
             __m512i keys[4], missing = ranks_keys(values + RANKS_ROWS * chunk->lane, keys, rules);
             __m512i ranks = ranks_of_keys(keys, tables + chunk->table, chunk->levels);
-            _mm512_store_si512(columns + chunk->left, _mm512_andnot_si512(missing, ranks));
-            _mm512_store_si512(columns + chunk->right, _mm512_or_si512(missing, ranks));
+            __m512i left = _mm512_andnot_si512(missing, ranks), right = _mm512_or_si512(missing, ranks);
+            _mm512_store_si512(columns + chunk->left, left);
+            _mm512_store_si512(columns + chunk->right, right);
+            if (!rules.inverted) continue;
+            const __m512i ones = _mm512_set1_epi32(-1);
+            _mm512_store_si512(columns + chunk->not_left, _mm512_xor_si512(left, ones));
+            _mm512_store_si512(columns + chunk->not_right, _mm512_xor_si512(right, ones));
         }
     }
 }

@@ -26,11 +26,13 @@ def rank_tables(
     quantised: Quantised,
     stride: int,
     search: Callable[[Chunk], NDArray[np.int32]] = search_table,
+    *,
+    inverted: bool = True,
 ) -> str:
     """C definitions of `<prefix>_RANK_GROUPS`, `_GROUP_COUNT`, `_CHUNKS` and `_TABLES`, for `ranks_fill`.
 
-    `stride`: bytes of a virtual column. `search` lays a chunk's bounds out for the search. Ranks that no node reads
-    go to column `quantised.columns`.
+    `stride`: bytes of a virtual column. `search` lays a chunk's bounds out for the search. `inverted`: whether chunks
+    name inverted columns. Ranks that no node reads go to column `quantised.columns`.
     """
     last = max(forest.features, LANES) - LANES  # the last group starts here, so that no row is read past its end
 
@@ -44,23 +46,23 @@ def rank_tables(
     for first, members in groupby(quantised.chunks, first_of):
         before = len(chunks)
         for chunk in members:
-            left, right = (
-                (quantised.columns if column < 0 else column) * stride for column in (chunk.left, chunk.right)
-            )
+            columns = (chunk.left, chunk.right, *(chunk.inverted if inverted else ()))
+            offsets = ((quantised.columns if column < 0 else column) * stride for column in columns)
             tables.append(search(chunk))
-            chunks.append((words, left, right, chunk.feature - first, chunk.levels))
+            chunks.append((words, *offsets, chunk.feature - first, chunk.levels))
             words += len(tables[-1])
         groups.append((first, len(chunks) - before))
     return "\n".join(
         (
             defines({f"{prefix}_RANK_GROUP_COUNT": len(groups)}),
-            _records("ranks_group_t", f"{prefix}_RANK_GROUPS", groups),
-            _records("ranks_chunk_t", f"{prefix}_RANK_CHUNKS", chunks),
+            records("ranks_group_t", f"{prefix}_RANK_GROUPS", groups),
+            records("ranks_chunk_t", f"{prefix}_RANK_CHUNKS", chunks),
             array("int32_t", f"{prefix}_RANK_TABLES", np.concatenate(tables)),
         )
     )
 
 
-def _records(ctype: str, name: str, records: list[tuple[int, ...]]) -> str:
-    lines = ",\n".join("{" + ",".join(map(str, record)) + "}" for record in records) or "{0}"
-    return f"static const {ctype} {name}[{max(len(records), 1)}] = {{\n{lines}}};"
+def records(ctype: str, name: str, rows: list[tuple[int, ...]]) -> str:
+    """C definition of a table of structures."""
+    lines = ",\n".join("{" + ",".join(map(str, row)) + "}" for row in rows) or "{0}"
+    return f"static const {ctype} {name}[{max(len(rows), 1)}] = {{\n{lines}}};"

@@ -253,7 +253,7 @@ INLINE void shape_rank(const float *rows, uint32_t count, float *copy, uint8_t *
         rows = copy;
     }
     ranks_fill(rows, SHAPE_STRIDE, SHAPE_RANK_GROUPS, SHAPE_RANK_GROUP_COUNT, SHAPE_RANK_CHUNKS, SHAPE_RANK_TABLES,
-               columns, (ranks_rules_t){ZERO_IS_MISSING, TINY_IS_ZERO});
+               columns, (ranks_rules_t){ZERO_IS_MISSING, TINY_IS_ZERO, 0});
 }
 
 static size_t shape_workspace(int64_t batch) {

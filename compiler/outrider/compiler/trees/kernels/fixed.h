@@ -1,0 +1,20 @@
+/* Sums of integers (fixed.py) -> sums of the forest's own type, with what they start at.
+ *
+ * `forest.h` gives FIXED_UNIT, what 1 stands for, and FIXED_WIDE: whether values have a second word of FIXED_LOW_BITS.
+ */
+#ifndef OUTRIDER_FIXED_H
+#define OUTRIDER_FIXED_H
+
+#include "common.h"
+#include "forest.h"
+
+#define FIXED_LOW_BITS 24
+#define FIXED_CARRY_EVERY 255 /* trees, after which second words are about to overflow */
+
+INLINE sum_t fixed_sum(int32_t first, int32_t second, uint32_t output) {
+    double sum = (double)first;
+    if (FIXED_WIDE) sum += (double)(uint32_t)second * (1.0 / (1 << FIXED_LOW_BITS));
+    return (sum_t)((double)START[output] + sum * FIXED_UNIT);
+}
+
+#endif
