@@ -34,6 +34,9 @@ int32_t outrider_run(const void *const *inputs, void *const *outputs, int64_t ba
     }
     return 0;
 }
+#ifndef __wasm__
+#include "python_call.h"
+#endif
 """
 
 

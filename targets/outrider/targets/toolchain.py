@@ -31,7 +31,11 @@ _C_FLAGS = (
 # Nothing may be left undefined: what the compiler calls of its own accord (memcpy, 64-bit division on 32-bit ARM)
 # comes from its support library and is linked in, hidden.
 _LINK_FLAGS = ("-rtlib=compiler-rt", "-Wl,--gc-sections", "-s")
-SHARED_FLAGS = (*_C_FLAGS, *_LINK_FLAGS, "-shared", "-fPIC", "-Wl,-z,defs", "-Wl,--build-id=none")
+# Calls of an artifact's own functions stay in it, whatever else of their names is loaded.
+SHARED_FLAGS = (
+    *(*_C_FLAGS, *_LINK_FLAGS),
+    *("-shared", "-fPIC", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,--build-id=none"),
+)
 # The module of wasm_abi.h. The stack lies below the data, so that it overflows into a trap and not into a table.
 WASM_FLAGS = (
     *(*_C_FLAGS, *_LINK_FLAGS),
