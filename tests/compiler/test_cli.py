@@ -12,6 +12,7 @@ import xgboost
 from sklearn import ensemble
 
 from outrider.runtime.cli import main
+from outrider.targets import target_names
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,9 @@ def test_a_trusted_pickle(model, tmp_path):
 
 def test_help(capsys):
     assert main(["compile", "--help"]) == 0
-    assert "--target" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--target" in printed
+    assert all(name in printed for name in target_names())
 
 
 def test_ctrl_c_leaves_nothing(model, tmp_path, monkeypatch):

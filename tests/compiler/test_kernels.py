@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from outrider.compiler.backends import Candidate
 from outrider.compiler.frontends import read_model
 from outrider.compiler.trees import select
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.kernels import ISA_LEVELS, KERNELS, kernel
+from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, KERNELS, kernel
 from outrider.compiler.trees.select import Part, Plan
 from outrider.runtime import load
 from outrider.runtime.bundle import open_bundle
@@ -85,14 +85,18 @@ class Stumps:
 
 
 @pytest.fixture
-def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One file, and one line in the table; of the others only the last, so that the test is quick."""
-    (tmp_path / "newcomer_stumps.py").write_text(STUMPS)
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """One file, for a level, and one line in the table; of the others only the last, so that the test is quick."""
     monkeypatch.syspath_prepend(tmp_path)
     saved = dict(KERNELS)
-    KERNELS.clear()
-    KERNELS.update({"stumps": "newcomer_stumps:Stumps", "k2": saved["k2"]})
-    yield
+
+    def add(level: str) -> None:
+        module = f"newcomer_{level.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(STUMPS.replace("isa = BASELINE", f"isa = {level!r}"))
+        KERNELS.clear()
+        KERNELS.update({"stumps": f"{module}:Stumps", "k2": saved["k2"]})
+
+    yield add
     KERNELS.clear()
     KERNELS.update(saved)
 
@@ -105,6 +109,7 @@ def boosted(table: Any, depth: int) -> xgboost.Booster:
 
 @pytest.mark.parametrize("target", ["host", "aarch64"])
 def test_a_kernel_is_one_file_and_one_line(table, newcomer, tmp_path, target):
+    newcomer(BASELINE)
     report = compile_model(boosted(table, 1), target=target, out=tmp_path / "x.orb", **NAMED)
     assert "native-stumps" in {record.id for record in report.candidates}
     chosen = report.candidates[0]
@@ -159,6 +164,24 @@ def test_what_this_machine_cannot_verify_is_not_shipped(table, tmp_path, monkeyp
         assert (record.rank is None) == ("avx512vbmi" in record.reason or record.outcome == "not eligible"), record
 
 
+def test_a_level_of_wasm_is_verified_by_the_engine_or_left_out(table, newcomer, tmp_path, monkeypatch):
+    newcomer("wasm32-simd128")
+    booster = boosted(table, 1)
+    report = compile_model(booster, target="wasm32-wasi", out=tmp_path / "x.orb", **NAMED)
+    assert [(record.id, record.rank) for record in report.candidates if record.rank] == [
+        ("native-stumps-wasm32-simd128", 1),
+        ("native-k2-lanes8", 2),
+    ]
+    with load(report.path) as session:
+        assert session.artifact.needs.features == ("lime1", "simd128")
+        assert check_golden(session, repeats=1).passed
+    monkeypatch.setattr("outrider.compiler.search.available", lambda kind: kind != "wasm")
+    report = compile_model(booster, target="wasm32-wasi", out=tmp_path / "y.orb", **NAMED)
+    reasons = {record.id: record.reason for record in report.candidates}
+    assert "cannot be verified (engine: needs wasmtime, found not installed)" in reasons["native-stumps-wasm32-simd128"]
+    assert "verified on the same sources" in reasons["native-k2-lanes8"]
+
+
 class _Fake:
     """A kernel for the tests of the selection: no C, only what the rules look at."""
 
@@ -208,6 +231,30 @@ def test_the_rule_takes_the_first_that_fits_each_level(fakes, payload):
     ]
     assert plans[0].batch.options == (("n", "0"),)
     assert [plan.isa for plan in select.rule(payload, get_target("armv7"), kernels)] == ["baseline"]
+
+
+def test_the_rule_ships_no_kernel_to_another_architecture(fakes, payload):
+    kernels = fakes(
+        _Fake("rvv", "batch", "riscv64-v"),
+        _Fake("neon", "row batch", "armv7-neon"),
+        _Fake("wide", "batch", V4),
+        _Fake("simd", "batch", "wasm32-simd128"),
+        _Fake("any", "row batch", "baseline"),
+    )
+    shipped = {
+        name: [
+            (plan.row.kernel, plan.batch.kernel, plan.isa) for plan in select.rule(payload, get_target(name), kernels)
+        ]
+        for name in ("aarch64", "armv7", "riscv64", "wasm32-wasi", "x86-64")
+    }
+    plain = ("any", "any", "baseline")
+    assert shipped == {
+        "aarch64": [plain],
+        "armv7": [("neon", "neon", "armv7-neon"), plain],
+        "riscv64": [("any", "rvv", "riscv64-v"), plain],
+        "wasm32-wasi": [("any", "simd", "wasm32-simd128"), plain],
+        "x86-64": [("any", "wide", V4), plain],
+    }
 
 
 def times(found: Mapping[str, Mapping[int, float]], options: int = 0) -> dict[Plan, Mapping[int, float]]:
@@ -268,13 +315,3 @@ def test_every_kernel_of_the_table_says_what_it_is():
     last = kernel(list(KERNELS)[-1])
     assert last.isa == "baseline"
     assert last.serves == {"row", "batch"}
-
-
-def test_levels_are_named_as_the_probe_names_them():
-    from outrider.runtime.probe import cpu_features
-
-    flags = "avx avx2 bmi1 bmi2 f16c fma abm movbe avx512f avx512bw avx512cd avx512dq avx512vl avx512vbmi avx512_vbmi2"
-    more = "cx16 popcnt pni ssse3 sse4_1 sse4_2 avx512_vnni avx512_bitalg avx512_vpopcntdq gfni"
-    found = cpu_features("x86_64", f"flags : {flags} {more}\n")
-    for level in ISA_LEVELS.values():
-        assert set(level.features) <= set(found)

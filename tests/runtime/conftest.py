@@ -59,6 +59,16 @@ def mean_source() -> str:
     return MEAN_SOURCE
 
 
+@pytest.fixture(scope="session")
+def mean_module(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model above as a WebAssembly module."""
+    from outrider.targets import get_target
+    from outrider.targets.toolchain import build_shared
+
+    out = tmp_path_factory.mktemp("wasm") / "mean.wasm"
+    return build_shared({"mean.c": MEAN_SOURCE}, out, get_target("wasm32-wasi"))
+
+
 Parts = tuple[Manifest, dict[str, bytes]]
 
 

@@ -61,13 +61,23 @@ def test_an_unknown_libc_refuses_and_unknown_memory_does_not() -> None:
 def test_admit() -> None:
     assert decide(need()) is None
     assert decide() == "engine: needs an artifact, found none"
-    assert decide(need("wasm")) == "engine: needs wasm, found an unknown format"
+    assert decide(need("tvm")) == "engine: needs tvm, found an unknown format"
     assert decide(need(abi=7)) == "abi: needs native 7, found 1"
     assert decide(need("onnx", package="onnxruntime"), engines="native") == (
         "engine: needs onnxruntime, found not installed"
     )
     assert decide(need(), size=1000, free=1000 + DISK_MARGIN_BYTES) is None
     assert (decide(need(), size=1001, free=1000 + DISK_MARGIN_BYTES) or "").startswith("disk:")
+
+
+def test_what_an_engine_brings_is_not_asked_of_the_machine() -> None:
+    module = need("wasm", package="wasmtime", features=("lime1", "simd128"), memory_bytes=900)
+    assert decide(module, engines="wasm") is None
+    assert decide(module, engines="native") == "engine: needs wasmtime, found not installed"
+    assert (
+        decide(need("wasm", features=("lime1", "threads")), engines="wasm") == "isa: needs threads, found avx2 sse4_2"
+    )
+    assert decide(need("native", features=("simd128",))) == "isa: needs simd128, found avx2 sse4_2"
 
 
 def test_one_artifact_that_runs_is_enough() -> None:

@@ -57,9 +57,10 @@ def engine(
     request: pytest.FixtureRequest,
     mean_library: bytes,
     mean_onnx: bytes,
+    mean_module: bytes,
     entry_and_signature: tuple[ArtifactEntry, Signature],
 ) -> Iterator[Engine]:
-    artifacts = {"native": mean_library, "onnx": mean_onnx}
+    artifacts = {"native": mean_library, "onnx": mean_onnx, "wasm": mean_module}
     assert set(artifacts) == set(engines.ENGINES), "every engine of the table is tested"
     entry, signature = entry_and_signature
     opened = engines.open_engine(replace(entry, format=request.param), artifacts[request.param], signature)

@@ -10,7 +10,7 @@ import pytest
 
 from outrider.runtime import probe
 from outrider.runtime.errors import UnsupportedError
-from outrider.runtime.target import Target
+from outrider.runtime.target import Libc, Target
 
 
 def test_this_machine() -> None:
@@ -70,6 +70,28 @@ def test_architectures(machine: str, bits: int, arch: str) -> None:
 def test_unknown_architectures(machine: str, bits: int) -> None:
     with pytest.raises(UnsupportedError, match=machine):
         probe._arch(machine, bits)
+
+
+@pytest.mark.parametrize("name", ["ld-musl-x86_64.so.1", "libc.so"])
+def test_a_machine_with_musl(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = tmp_path / name
+    loader.write_text(
+        "#!/bin/sh\nprintf 'musl libc (x86_64)\\nVersion 1.2.3\\nDynamic Program Loader\\n' >&2; exit 1\n"
+    )
+    loader.chmod(0o755)
+    maps = tmp_path / "maps"
+    maps.write_text(
+        f"7f-7f r-xp 0 fd:0 1  /usr/bin/python3\n7f-7f r-xp 0 fd:0 2  {loader}\n7f-7f rw-p 0 0:0 0  [stack]\n"
+    )
+    monkeypatch.setattr(probe, "MAPS", maps)
+    monkeypatch.setattr("os.confstr", lambda name: None)
+    target = probe.host_target.__wrapped__()
+    assert target.libc == Libc(kind="musl", version=(1, 2))
+    assert "-linux-musl" in target.triple
+    loader.write_text("#!/bin/sh\necho another libc >&2\n")
+    assert probe.host_target.__wrapped__().libc is None
+    maps.write_text("7f-7f r-xp 0 fd:0 2  /lib/libc.so.6\n")
+    assert probe.host_target.__wrapped__().libc is None
 
 
 def test_limits_and_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

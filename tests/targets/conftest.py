@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from outrider.runtime.bundle import ArtifactEntry, Signature, TensorSpec
+from outrider.runtime.probe import host_target
 from outrider.runtime.target import Requirements, Target
+from outrider.targets import boards, get_target
+from outrider.targets.emulate import find_emulator
 from outrider.targets.toolchain import build_shared
 
 # y = a0 / a1 (64-bit division) + exp(x), with blocks moved and cleared on the way (memcpy, memset)
@@ -29,7 +34,34 @@ int32_t outrider_run(const void *const *inputs, void *const *outputs, int64_t ba
     }
     return 0;
 }
+#ifndef __wasm__
+#include "python_call.h"
+#endif
 """
+
+
+@pytest.fixture
+def require_board(require_tool: Callable[[str], str]) -> Callable[[str], Target]:
+    """A target that can be run here; skips where QEMU or the C library is missing (see `require_tool`)."""
+
+    def find(name: str) -> Target:
+        target = get_target(name)
+        if target.arch != host_target().arch:
+            emulator = boards()[name].emulator
+            assert emulator is not None
+            if find_emulator(emulator) is None:
+                require_tool(f"{emulator.program}-static")
+            if not Path(emulator.glibc.path).is_dir():
+                require_tool(emulator.glibc.package)
+        return target
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def source() -> str:
+    """The artifact's source."""
+    return SOURCE
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +69,21 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Target], bytes]
     """Build the artifact for a target."""
     folder = tmp_path_factory.mktemp("artifacts")
     return lambda target: build_shared({"model.c": SOURCE}, folder / f"{target.name}.so", target)
+
+
+@pytest.fixture(scope="session")
+def inputs() -> dict[str, np.ndarray]:
+    """Three rows for the artifact."""
+    return {
+        "a": np.array([[100_000_000_007, 3], [-(10**15), 7], [5, -2]], np.int64),
+        "x": np.array([0.5, 1.0, -700.0]),
+    }
+
+
+@pytest.fixture(scope="session")
+def expected(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What they give, within a few ulp."""
+    return np.array([33333333335.0, -142857142857142.0, -2.0]) + np.exp(inputs["x"])
 
 
 @pytest.fixture(scope="session")

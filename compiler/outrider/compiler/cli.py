@@ -7,6 +7,7 @@ from pathlib import Path
 
 from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK
+from outrider.targets.catalog import HOST, boards
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="outrider compile", description="Compile a trained model to a bundle for a target.")
     parser.add_argument("model", metavar="MODEL", help="a model file, or a model directory that 'outrider train' wrote")
-    parser.add_argument("--target", default="host", help="host (default), x86-64, aarch64, armv7, riscv64")
+    parser.add_argument("--target", default=HOST, help=f"{HOST} (default) or a board: {', '.join(boards())}")
     parser.add_argument("-o", "--out", type=Path, help="the bundle to write (default: MODEL's name with .orb)")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="real rows, .npz or .parquet")
     parser.add_argument("--name", help="the release's name (default: the model's)")

@@ -6,7 +6,7 @@ length, interleaved. For any other target, the written rule of the backend decid
 each level of hardware that machines of the target may have, ranked; a device takes the first that it can run.
 
 Nothing is shipped unverified: an artifact that this machine cannot run is checked on a build of the same sources for
-this machine, and where there is no such build, it is left out.
+this machine, and where there is no such build, it is left out. A WebAssembly artifact runs wherever its engine does.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from outrider.compiler.measure import BATCHES, Timing, compare, measure
 from outrider.compiler.model import Array, Model, OnnxGraph
 from outrider.compiler.samples import Samples
 from outrider.compiler.verify import Truth, check_parity, labels_of
+from outrider.runtime.admission import admissible, need_of
 from outrider.runtime.bundle import CandidateRecord, GoalRecord, Manifest, Measurement, Parity
-from outrider.runtime.engines import open_engine
+from outrider.runtime.engines import available, open_engine
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.errors import BadInputError, GoalUnmetError, UnsupportedError, UsageError
 from outrider.runtime.target import Refusal, Requirements, Target, refuse
@@ -92,6 +93,7 @@ class Trial:
 
     built: Built
     parity: Parity
+    runs_here: bool
     timing: Timing | None
     goals: tuple[GoalRecord, ...]
 
@@ -225,10 +227,11 @@ def _make(task: Task, offer: Offer, stack: ExitStack) -> Made | Refusal:
     """Build, open and verify; why not, where neither the artifact nor a twin of it runs on this machine."""
     task.progress(f"building {offer.candidate.id}")
     built = twin = offer.backend.build(task.model, offer.candidate, task.target)
-    refusal = refuse(built.entry.needs, task.host)
-    runs_here = refusal is None
     foreign = task.target.arch != task.host.arch
-    if foreign and offer.backend.recall(task.model, task.host, offer.candidate.options):
+    # Where the engine of this machine's own artifacts is missing, opening one says so.
+    refusal = admissible(need_of(built.entry), task.host, engines=lambda kind: not foreign or available(kind))
+    runs_here = refusal is None
+    if foreign and not runs_here and offer.backend.recall(task.model, task.host, offer.candidate.options):
         twin = offer.backend.build(task.model, offer.candidate, task.host)
         refusal = refuse(twin.entry.needs, task.host)
     if refusal is not None:
@@ -253,6 +256,7 @@ def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
         Trial(
             built=one.built,
             parity=one.parity,
+            runs_here=one.runs_here,
             timing=timings.get(one.candidate.id),
             goals=tuple(check_goal(goal, facts[one.candidate.id]) for goal in task.goals),
         )
@@ -361,7 +365,8 @@ def _by_the_rule(task: Task, trial: Trial) -> str:
     whose = f"the rule for {task.target.arch}" + (f" with {' '.join(beyond)}" if beyond else "")
     if trial.timing is not None:
         return whose
-    return f"{whose}; verified on the same sources built for this machine, not measured"
+    how = f"here, by {trial.built.entry.package}" if trial.runs_here else "on the same sources built for this machine"
+    return f"{whose}; verified {how}, not measured"
 
 
 def _slower(trial: Trial, chosen: Trial) -> str:

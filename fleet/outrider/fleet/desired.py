@@ -56,7 +56,8 @@ def choose_bundle(target: Target, bundles: Sequence[BundleFacts]) -> tuple[Bundl
     """The bundle of a release that fits a device's target, or None and why there is none.
 
     A bundle fits where one of its artifacts is admissible. One compiled for the target's own name is preferred, then
-    the one whose first artifact asks for the most instruction-set features, which is the most specialised.
+    one for its architecture over one for any (WebAssembly, ONNX), then the one whose first artifact asks for the most
+    instruction-set features, which is the most specialised.
     """
     if not bundles:
         return None, "the release has no bundle"
@@ -71,8 +72,9 @@ def choose_bundle(target: Target, bundles: Sequence[BundleFacts]) -> tuple[Bundl
     if not fitting:
         return None, f"no bundle of {bundles[0].name}:{bundles[0].version} fits {target.name} ({'; '.join(refusals)})"
 
-    def preference(bundle: BundleFacts) -> tuple[bool, int, str]:
-        return bundle.target == target.name, len(bundle.artifacts[0].needs.features), bundle.sha256
+    def preference(bundle: BundleFacts) -> tuple[bool, bool, int, str]:
+        needs = bundle.artifacts[0].needs
+        return bundle.target == target.name, needs.arch is not None, len(needs.features), bundle.sha256
 
     return max(fitting, key=preference), ""
 

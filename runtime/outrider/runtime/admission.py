@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from outrider.runtime.bundle.manifest import Manifest
+from msgspec.structs import replace
+
+from outrider.runtime.bundle.manifest import ArtifactEntry, Manifest
 from outrider.runtime.engines import ENGINES, supports
 from outrider.runtime.messages import ArtifactNeed
 from outrider.runtime.target import Refusal, Target, refuse
@@ -21,17 +23,27 @@ def needs_of(manifest: Manifest) -> tuple[ArtifactNeed, ...]:
     """What the artifacts of a bundle need, in the order in which a device tries them (by their candidates' rank)."""
     ranks = {candidate.id: candidate.rank or 0 for candidate in manifest.candidates}
     ordered = sorted(manifest.artifacts, key=lambda artifact: ranks[artifact.candidate])
-    return tuple(ArtifactNeed(format=a.format, abi=a.abi, package=a.package, needs=a.needs) for a in ordered)
+    return tuple(need_of(artifact) for artifact in ordered)
+
+
+def need_of(artifact: ArtifactEntry) -> ArtifactNeed:
+    """What one artifact needs."""
+    return ArtifactNeed(format=artifact.format, abi=artifact.abi, package=artifact.package, needs=artifact.needs)
 
 
 def admissible(need: ArtifactNeed, target: Target, *, engines: EngineCheck) -> Refusal | None:
-    """Why `target` cannot run one artifact, or None where it can. `engines` says whether a format's engine is there."""
+    """Why `target` cannot run one artifact, or None where it can. `engines` says whether a format's engine is there.
+
+    Features that the engine brings (SIMD of WebAssembly) are not asked of the machine.
+    """
     if need.format not in ENGINES:
         return Refusal(code="engine", needed=need.format, found="an unknown format")
     if not supports(need.format, need.abi):
         known = " ".join(map(str, ENGINES[need.format].abis))
         return Refusal(code="abi", needed=f"{need.format} {need.abi}", found=known)
-    refusal = refuse(need.needs, target)
+    own = ENGINES[need.format].features
+    needs = replace(need.needs, features=tuple(feature for feature in need.needs.features if feature not in own))
+    refusal = refuse(needs, target)
     if refusal is None and not engines(need.format):
         return Refusal(code="engine", needed=need.package or need.format, found="not installed")
     return refusal

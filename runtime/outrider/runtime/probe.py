@@ -18,6 +18,7 @@ from outrider.runtime.errors import EXIT_OK, UnsupportedError
 from outrider.runtime.target import Arch, Libc, Target
 
 CPUINFO = Path("/proc/cpuinfo")
+MAPS = Path("/proc/self/maps")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 _X86_RENAMED = {"pni": "sse3", "abm": "lzcnt"}
@@ -135,15 +136,18 @@ def _libc() -> Libc | None:
 
 
 def _musl() -> Libc | None:
-    """musl states its version only when its loader is run without arguments."""
+    """musl states its version only when its loader is run without arguments.
+
+    The loader is the library itself: a file of either name, and a link of the other (Alpine; the reverse in OpenWrt).
+    """
     try:
-        loader = re.search(r"(/\S*/ld-musl-\S+)", Path("/proc/self/maps").read_text())
+        loader = re.search(r"(/\S*/(?:ld-musl-\S+|libc\.so))$", MAPS.read_text(), re.MULTILINE)
         if loader is None:
             return None
         banner = subprocess.run([loader[1]], capture_output=True, text=True, timeout=5, check=False).stderr
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.search(r"Version (\d+)\.(\d+)", banner)
+    match = re.match(r"musl libc .*\nVersion (\d+)\.(\d+)", banner)
     return Libc(kind="musl", version=(int(match[1]), int(match[2]))) if match else None
 
 

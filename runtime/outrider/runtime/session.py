@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.runtime.admission import admissible
+from outrider.runtime.admission import admissible, need_of
 from outrider.runtime.bundle import Bundle, open_bundle
 from outrider.runtime.bundle.manifest import ArtifactEntry, Manifest, Signature
 from outrider.runtime.bundle.signed import check_signature
@@ -21,7 +21,6 @@ from outrider.runtime.checked import CheckedModel, Tap
 from outrider.runtime.engines import available, open_engine
 from outrider.runtime.engines.base import Array, Engine
 from outrider.runtime.errors import EngineFault, EngineMissingError, TargetMismatchError
-from outrider.runtime.messages import ArtifactNeed
 from outrider.runtime.target import Refusal, Target
 from outrider.runtime.trust import TrustStore
 
@@ -131,8 +130,7 @@ def _open_best(bundle: Bundle, target: Target, threads: int) -> tuple[Engine, li
     attempts: list[Attempt] = []
     fault: EngineFault | None = None
     for artifact in sorted(bundle.manifest.artifacts, key=lambda artifact: ranks[artifact.candidate]):
-        need = ArtifactNeed(format=artifact.format, abi=artifact.abi, package=artifact.package, needs=artifact.needs)
-        refusal = admissible(need, target, engines=available)
+        refusal = admissible(need_of(artifact), target, engines=available)
         if refusal is None:
             try:
                 engine = open_engine(artifact, bundle.read(artifact.path), bundle.manifest.signature, threads)

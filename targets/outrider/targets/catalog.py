@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -15,34 +16,55 @@ HOST = "host"
 
 
 class Toolchain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to compile for a board: the compiler's target and CPU names."""
+    """How to compile for a board: the compiler's target and CPU names.
+
+    `target` is also that of programs for machines with glibc, `musl` that of programs for machines with musl.
+    """
 
     target: str
     cpu: str
+    musl: str | None = None
 
 
-class Emulator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to run a board's programs elsewhere: a QEMU user program, and the folder of the board's C library.
+class Sysroot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A folder with a C library of the board, for QEMU, and the Debian package that holds it."""
 
-    `package` is the Debian package that holds the C library.
-    """
-
-    program: str
-    sysroot: str
+    path: str
     package: str
 
 
+class Emulator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to run a board's programs elsewhere: a QEMU user program, the CPU that it plays, and C libraries.
+
+    `cpu` is the least machine of the board, so that what runs here needs no more than the board has; `cpus` maps a
+    feature beyond the board's to a CPU that has it.
+    """
+
+    program: str
+    cpu: str
+    glibc: Sysroot
+    musl: Sysroot
+    cpus: dict[str, str] = {}
+
+    def cpu_with(self, features: Collection[str]) -> str:
+        """The CPU to play for code that needs these features."""
+        return next((cpu for feature, cpu in self.cpus.items() if feature in features), self.cpu)
+
+
 class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One kind of hardware: what every machine of it has at least."""
+    """One kind of hardware: what every machine of it has at least.
+
+    `libc` and `emulator` are None for WebAssembly, which has no C library and is run by an engine.
+    """
 
     name: str
     description: str
     arch: Arch
     triple: str
     features: tuple[str, ...]
-    libc: Libc
     toolchain: Toolchain
-    emulator: Emulator
+    libc: Libc | None = None
+    emulator: Emulator | None = None
 
     def target(self) -> Target:
         """The board as a Target."""

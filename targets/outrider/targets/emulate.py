@@ -1,6 +1,7 @@
 """Running a native artifact for a foreign target: a small C program, built for it, under QEMU's user mode.
 
-On a machine of the target's own architecture the program runs without QEMU.
+QEMU plays the least machine of the board that has what the artifact needs. On a machine of the target's own
+architecture the program runs without QEMU. WebAssembly needs none of this: its engine runs it anywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run_native(
     Inputs are arrays of the signature's dtypes and shapes. Raises ToolchainError where the compiler or the emulator
     is not installed, EngineFault where the artifact crashes or fails, BadDataError for a batch of no rows.
     """
-    prefix = emulator_command(target)
+    prefix = emulator_command(target, entry.needs.features)
     arrays = [np.ascontiguousarray(inputs[name]) for name in entry.inputs]
     batch = len(arrays[0])
     if batch == 0:
@@ -57,21 +58,25 @@ def run_native(
     return _split(data, outputs)
 
 
-def emulator_command(target: Target) -> tuple[str, ...]:
+def emulator_command(target: Target, features: Collection[str] = ()) -> tuple[str, ...]:
     """What to put before a program of `target` to run it here; nothing on a machine of the same architecture.
 
-    Raises ToolchainError where QEMU or the target's C library is not installed.
+    `features` are those that the program needs; beyond the board's they call for a CPU that has them. Raises
+    ToolchainError where QEMU or the target's C library is not installed.
     """
+    emulator = board_of(target).emulator
+    if emulator is None:
+        raise ToolchainError(f"there are no programs for {target.name}: an engine runs its artifacts")
     if host_target().arch == target.arch:
         return ()
-    emulator = board_of(target).emulator
+    sysroot = emulator.musl if target.libc is not None and target.libc.kind == "musl" else emulator.glibc
     program = find_emulator(emulator)
-    if program is None or not Path(emulator.sysroot).is_dir():
+    if program is None or not Path(sysroot.path).is_dir():
         raise ToolchainError(
-            f"programs for {target.name} cannot be run here: {emulator.program} or {emulator.sysroot} is missing",
-            hint=f"on Debian: apt install qemu-user-static {emulator.package}",
+            f"programs for {target.name} cannot be run here: {emulator.program} or {sysroot.path} is missing",
+            hint=f"on Debian: qemu-user-static, and {sysroot.package} in {sysroot.path}",
         )
-    return (program, "-L", emulator.sysroot)
+    return (program, "-cpu", emulator.cpu_with(features), "-L", sysroot.path)
 
 
 def find_emulator(emulator: Emulator) -> str | None:

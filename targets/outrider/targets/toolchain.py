@@ -24,12 +24,23 @@ ABI_HEADERS = tuple(_ENGINES / name for name in ("native_abi.h", "python_call.h"
 TIMEOUT_S = 600  # the first program for a target builds its C library, which takes up to a minute
 _MESSAGE_LIMIT = 4000  # characters of the compiler's output that an error quotes
 
+# Walks that run interleaved are not to be turned into vectors, lane by lane: that costs more than it saves.
+_C_FLAGS = (
+    *("-O3", "-fno-slp-vectorize", "-std=c11", "-nostdlib", "-ffreestanding", "-ffp-contract=off"),
+    *("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"),
+)
 # Nothing may be left undefined: what the compiler calls of its own accord (memcpy, 64-bit division on 32-bit ARM)
 # comes from its support library and is linked in, hidden.
+_LINK_FLAGS = ("-rtlib=compiler-rt", "-Wl,--gc-sections", "-s")
+# Calls of an artifact's own functions stay in it, whatever else of their names is loaded.
 SHARED_FLAGS = (
-    *("-shared", "-fPIC", "-O3", "-fno-slp-vectorize", "-std=c11", "-nostdlib", "-ffreestanding", "-ffp-contract=off"),
-    *("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"),
-    *("-rtlib=compiler-rt", "-Wl,-z,defs", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s"),
+    *(*_C_FLAGS, *_LINK_FLAGS),
+    *("-shared", "-fPIC", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,--build-id=none"),
+)
+# The module of wasm_abi.h. The stack lies below the data, so that it overflows into a trap and not into a table.
+WASM_FLAGS = (
+    *(*_C_FLAGS, *_LINK_FLAGS),
+    *("-Wl,--no-entry", "-Wl,--export-dynamic", "-Wl,--export=__heap_base", "-Wl,-z,stack-size=1048576"),
 )
 PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export-dynamic")
 
@@ -37,27 +48,38 @@ PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export
 def build_shared(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
     """Compile C to a shared library of the native ABI, which needs no libc; returns its bytes, also written to `out`.
 
-    `sources` maps file names to text: `.c` files are compiled, others may be included, as may the headers of the ABI.
-    `flags` are added; without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with
-    the compiler's message.
+    For WebAssembly it is a module (see `wasm_abi.h`). A library is the same for glibc and musl. `sources` maps file
+    names to text: `.c` files are compiled, others may be included, as may the headers of the ABI. `flags` are added;
+    without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with the compiler's message.
     """
     headers = {header.name: header.read_text(encoding="utf-8") for header in ABI_HEADERS}
-    return _build({**headers, **sources}, out, target, SHARED_FLAGS, flags)
+    toolchain = board_of(target).toolchain
+    base = WASM_FLAGS if target.arch == "wasm32" else SHARED_FLAGS
+    return _build({**headers, **sources}, out, target, (toolchain.target, toolchain.cpu), (*base, *flags))
 
 
 def build_program(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
-    """Compile C to a program linked to the target's C library; like `build_shared` otherwise."""
-    return _build(sources, out, target, PROGRAM_FLAGS, flags)
+    """Compile C to a program linked to the target's C library, dynamically unless `flags` say `-static`.
 
-
-def _build(sources: Mapping[str, str], out: Path, target: Target, base: Sequence[str], flags: Sequence[str]) -> bytes:
+    Like `build_shared` otherwise.
+    """
     toolchain = board_of(target).toolchain
-    cpu = () if any(flag.startswith("-mcpu") for flag in flags) else (f"-mcpu={toolchain.cpu}",)
+    if target.libc is None or target.libc.kind == "glibc" or toolchain.musl is None:
+        return _build(sources, out, target, (toolchain.target, toolchain.cpu), (*PROGRAM_FLAGS, *flags))
+    dynamic = () if "-static" in flags else ("-dynamic",)  # which is not the default for musl
+    return _build(sources, out, target, (toolchain.musl, toolchain.cpu), (*PROGRAM_FLAGS, *dynamic, *flags))
+
+
+def _build(
+    sources: Mapping[str, str], out: Path, target: Target, machine: tuple[str, str], flags: Sequence[str]
+) -> bytes:
+    """`machine`: the compiler's names of the target and of the CPU, which an `-mcpu` among the flags overrides."""
+    cpu = () if any(flag.startswith("-mcpu") for flag in flags) else (f"-mcpu={machine[1]}",)
     with tempfile.TemporaryDirectory(prefix="outrider-build-") as folder:
         for name, text in sources.items():
             Path(folder, name).write_text(text, encoding="utf-8")
         inputs = sorted(name for name in sources if name.endswith(".c"))
-        _run_compiler(["-target", toolchain.target, *cpu, *base, *flags, *inputs, "-o", "artifact"], folder, target)
+        _run_compiler(["-target", machine[0], *cpu, *flags, *inputs, "-o", "artifact"], folder, target)
         data = Path(folder, "artifact").read_bytes()
     write_file(out, data)
     return data

@@ -28,8 +28,15 @@ from outrider.runtime.trust import DESIRED_TYPE, decode_envelope, generate_key, 
 HOST = Target(name="host", arch="x86_64", triple="x86_64-linux-gnu", features=("avx2", "sse4_2"))
 
 
-def facts(target: str, *, arch: str | None = "x86_64", features: tuple[str, ...] = (), count: int = 1) -> BundleFacts:
-    need = ArtifactNeed(format="native", abi=1, package=None, needs=Requirements(arch=arch, features=features))  # type: ignore[arg-type]
+def facts(
+    target: str,
+    *,
+    arch: str | None = "x86_64",
+    features: tuple[str, ...] = (),
+    count: int = 1,
+    kind: str = "native",
+) -> BundleFacts:
+    need = ArtifactNeed(format=kind, abi=1, package=None, needs=Requirements(arch=arch, features=features))  # type: ignore[arg-type]
     return BundleFacts(
         sha256=target.encode().hex().rjust(64, "0")[:64],
         size=10,
@@ -55,6 +62,10 @@ def test_else_the_most_specialised_one_that_fits() -> None:
     onnx = facts("any", arch=None)
     pi = Target(name="pi", arch="aarch64", triple="aarch64-linux-gnu")
     assert choose_bundle(pi, [plain, onnx])[0] == onnx
+    wasm = facts("wasm32-wasi", arch=None, features=("lime1", "simd128"), kind="wasm")
+    native = facts("aarch64", arch="aarch64")
+    assert choose_bundle(pi, [wasm, native])[0] == native, "what is compiled for the architecture, not for any"
+    assert choose_bundle(pi, [wasm, plain])[0] == wasm
 
 
 def test_none_fits_says_why() -> None:

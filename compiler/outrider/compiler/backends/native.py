@@ -1,4 +1,7 @@
-"""Forests as native code: data tables and fixed C kernels, in one library that needs nothing on the device."""
+"""Forests as native code: data tables and fixed C kernels, in one library that needs nothing on the device.
+
+For WebAssembly the same sources become a module, which needs an engine there and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class NativeBackend:
         """Anything but a forest."""
         if not isinstance(model.payload, Forest):
             return "the model is not a tree ensemble, which is what this backend compiles"
-        return f"there is no toolchain for {target.arch} yet" if target.arch == "wasm32" else None
+        return None
 
     def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
         """Each kernel alone."""
@@ -59,15 +62,18 @@ class NativeBackend:
         row, batch = self._emit(forest, plan.row), self._emit(forest, plan.batch)
         level = ISA_LEVELS[plan.isa]
         sources = artifact_sources(forest, row, batch, plan.crossover)
+        wasm = target.arch == "wasm32"
+        file = "model.wasm" if wasm else "model.so"
         with tempfile.TemporaryDirectory(prefix="outrider-native-") as folder:
-            data = build_shared(sources, Path(folder, "model.so"), target, level.flags)
+            data = build_shared(sources, Path(folder, file), target, level.flags)
         needs = Requirements(
-            arch=target.arch,
+            arch=None if wasm else target.arch,  # a module runs wherever its engine does
             features=tuple(dict.fromkeys((*_baseline(target), *level.features))),
             memory_bytes=len(data) + max(row.scratch, batch.scratch),
         )
+        kind, package = ("wasm", "wasmtime") if wasm else ("native", None)
         entry = artifact_entry(
-            model, candidate, data, file="model.so", kind="native", package=None, triple=target.triple, needs=needs
+            model, candidate, data, file=file, kind=kind, package=package, triple=target.triple, needs=needs
         )
         return Built(candidate, data, entry)
 

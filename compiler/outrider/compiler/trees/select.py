@@ -137,8 +137,9 @@ def _levels(target: Target) -> list[IsaLevel]:
 
 
 def _first(role: Role, level: IsaLevel, forest: Forest, target: Target, kernels: Kernels) -> Part:
+    within = {one.name for one in _levels(target) if _LEVELS.index(one.name) <= _LEVELS.index(level.name)}
     for name in KERNELS:
-        if role in kernels(name).serves and _LEVELS.index(kernels(name).isa) <= _LEVELS.index(level.name):
+        if role in kernels(name).serves and kernels(name).isa in within:
             for part in _variants(name, forest, target, kernels):
                 return part
     raise AssertionError("the last kernel takes every forest")

@@ -20,17 +20,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine: its class, the ABI versions of the format it runs, and the module it cannot do without."""
+    """An engine: its class, the ABI versions of the format it runs, and the module it cannot do without.
+
+    `features` are those of `needs.features` that the engine itself has, on whatever machine.
+    """
 
     entry: str
     abis: tuple[int, ...] = (1,)
     module: str | None = None
     package: str | None = None
+    features: tuple[str, ...] = ()
 
 
 ENGINES: dict[str, EngineEntry] = {
     "native": EngineEntry("outrider.runtime.engines.native:NativeEngine"),
     "onnx": EngineEntry("outrider.runtime.engines.onnx:OnnxEngine", module="onnxruntime", package="onnxruntime"),
+    "wasm": EngineEntry(
+        "outrider.runtime.engines.wasm:WasmEngine",
+        module="wasmtime",
+        package="wasmtime",
+        features=("lime1", "simd128"),
+    ),
 }
 
 

@@ -37,7 +37,7 @@ BASELINE = "baseline"
 
 _VBMI = ("avx512vbmi", "avx512vbmi2", "avx512vnni", "avx512bitalg", "avx512vpopcntdq", "gfni")
 
-# From the least to the most: a level of an architecture has all that the ones before it have.
+# From the least to the most: a level has all that the ones of its architecture before it have.
 ISA_LEVELS: dict[str, IsaLevel] = {
     level.name: level
     for level in (
@@ -50,6 +50,13 @@ ISA_LEVELS: dict[str, IsaLevel] = {
             ("x86-64-v3", "x86-64-v4", *_VBMI),
             ("-mcpu=x86_64_v4+" + "+".join(_VBMI), "-mprefer-vector-width=512"),
         ),
+        # NEON is in the baseline of aarch64; vectors of SVE have a length that is known on the device only.
+        IsaLevel("aarch64-sve", "aarch64", ("sve",), ("-mcpu=generic+sve",)),
+        # Float vectors of NEON on 32-bit ARM flush subnormals to zero; integers are exact.
+        IsaLevel("armv7-neon", "armv7", ("neon",), ("-mcpu=generic+v7a+neon",)),
+        # RVV 1.0, vectors of 128 bits at least.
+        IsaLevel("riscv64-v", "riscv64", ("v",), ("-mcpu=baseline_rv64+v",)),
+        IsaLevel("wasm32-simd128", "wasm32", ("simd128",), ("-mcpu=lime1+simd128",)),
     )
 }
 
