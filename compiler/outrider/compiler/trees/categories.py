@@ -1,7 +1,7 @@
 """Categorical splits -> classes of categories, and each split as the set of classes that go right.
 
-Categories that no split of a forest tells apart are one class, so a feature has few. As in keys.h, position 0 stands for
-an unknown category, 1 for a missing one, c + 2 for category c. A class's number is a byte.
+Categories that no split of a forest tells apart are one class, so a feature has few. As in keys.h, position 0 stands
+for an unknown category, 1 for a missing one, c + 2 for category c. A class's number is a byte.
 """
 
 from __future__ import annotations

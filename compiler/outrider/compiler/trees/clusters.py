@@ -23,7 +23,7 @@ Cost = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` in preorder and `exits` from left to right, as numbers of the tree's, with children as the shape has them.
+    """`nodes` in preorder and `exits` from left to right, numbers of the tree's, with children as the shape has them.
 
     `swapped` are those of the nodes whose children change sides. `rank`: 0 for the lowest, else one more than the
     highest rank of the clusters that exits lead to.

@@ -1,4 +1,4 @@
-"""Kernel `leafwise`: all nodes of trees of any shape, with categories. The idea is in leafwise.h; here are its tables."""
+"""Kernel `leafwise`: all nodes of trees of any shape, with categories. The idea: leafwise.h; here are its tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LeafwiseOptions:
 
 
 _USUAL_GROUP = 8
-_VARIANTS = (LeafwiseOptions(1, 8), LeafwiseOptions(2, 4), LeafwiseOptions(1, 16), LeafwiseOptions(1,4))
+_VARIANTS = (LeafwiseOptions(1, 8), LeafwiseOptions(2, 4))
 
 
 class Leafwise:
