@@ -57,14 +57,15 @@ def category_bits(forest: Forest, swapped: Sequence[Set[int]]) -> CategoryBits:
 
     `swapped`: by tree, the nodes whose children have changed sides, so that the other classes go right.
     """
-    features, bits = [], {}
+    features: list[CategoryFeature] = []
+    bits: dict[int, tuple[int, int]] = {}
     for place, (feature, splits) in enumerate(sorted(_splits(forest).items())):
         classes = _classes(splits)
         features.append(CategoryFeature(feature, classes.astype(np.uint8)))
         _, first = np.unique(classes, return_index=True)
         for split in splits:
-            right = _goes_right(split, len(classes))[first]
-            bits[id(split)] = (place, sum(1 << int(one) for one in np.flatnonzero(right)))
+            goes_right = _goes_right(split, len(classes))[first]
+            bits[id(split)] = place, sum(1 << int(one) for one in np.flatnonzero(goes_right))
     every = [(1 << int(one.classes.max()) + 1) - 1 for one in features]
     sets: list[dict[int, tuple[int, int]]] = []
     for tree, others in zip(forest.trees, swapped, strict=True):
