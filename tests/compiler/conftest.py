@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -60,6 +63,17 @@ def agree() -> Agree:
                     assert np.array_equal(part, found[:size], equal_nan=True)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def forests() -> ModuleType:
+    """The module `kernel_forests`, which lies beside: random forests for kernels, and what runs them."""
+    spec = importlib.util.spec_from_file_location("kernel_forests", Path(__file__).with_name("kernel_forests.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import pytest
 from outrider.compiler.backends import Candidate, backend
 from outrider.compiler.model import forest_model
 from outrider.compiler.trees.emit import artifact_sources
-from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree, bound_below, sort_key
+from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree, bound_below
 from outrider.compiler.trees.kernels import ISA_LEVELS, kernel
 from outrider.compiler.trees.kernels.shape import all_shapes, choose_shapes, parts
-from outrider.compiler.trees.quantise import CHUNK, quantise, search_table
 from outrider.compiler.trees.rows import rows_from_thresholds
 from outrider.runtime.engines import open_engine
 from outrider.targets import get_target
@@ -23,7 +22,6 @@ from outrider.targets.toolchain import build_shared
 BATCHES = (1, 2, 63, 64, 65, 127, 128, 129, 1000)
 FAR = np.array([-(2**31) + 1, ~0x7F800000, 0x7F800000, 0x7F800001, 2**31 - 1, 0, -1, 1, -2], np.int32)
 VARIANTS = {
-    "shape": [(0, 1, 8), (0, 2, 8), (3, 1, 8), (3, 2, 4), (3, 2, 3)],
     "shape-avx2": [(0, 1, 8), (3, 2, 8), (3, 1, 3)],
 }
 
@@ -155,30 +153,6 @@ def test_results_are_those_of_the_portable_walk(which):
         options = variants[turn % len(variants)]  # builds are slow: each forest is compiled for one variant in turn
         for found, expected in zip(results(source, rows, name, options), wanted, strict=True):
             assert np.array_equal(found, expected), (name, options)
-
-
-def test_ranks_decide_as_bounds_do():
-    source = random_forest(3, trees=40, depth=8, features=3, bounds=700)
-    ranked = quantise(source)
-    rows = rows_from_thresholds(source, seed=1, nan=False, inf=True)
-    # The search of ranks.h, step by step on raw keys; entries of a level are repeated to fill a register.
-    ranks = np.zeros((ranked.columns, len(rows)), np.int64)
-    for chunk in ranked.chunks:
-        assert len(chunk.bounds) <= CHUNK
-        bits = rows[:, chunk.feature].view(np.int32)
-        keys, table, start = bits ^ (bits >> 31 & 0x7FFFFFFF), search_table(chunk), 0
-        at, rank = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        for level in range(chunk.levels):
-            above = keys >= table[start + at]
-            at, rank = at + (above << level), 2 * rank + above
-            start += max(16, 1 << level)
-        assert start == len(table)
-        for column in {chunk.left, chunk.right} - {-1}:
-            ranks[column] = rank
-    for tree, column, position in zip(source.trees, ranked.column, ranked.position, strict=True):
-        for node in np.flatnonzero(tree.kind == NUMERIC):
-            wanted = sort_key(rows[:, tree.feature[node]]) >= tree.bound[node]
-            assert np.array_equal(ranks[column[node]] > position[node], wanted)
 
 
 def test_shapes():

@@ -2,7 +2,7 @@
 
 A *shape* is what is left of a cluster when its tests are forgotten: bit `i` stands for node `i` of a heap, 0 the root,
 `2 i + 1` and `2 i + 2` the children of `i`. Children may change sides where the test is inverted, so the larger half is
-always on the left, and there are 46 shapes in all.
+always on the left, and there are 40 shapes in all.
 
 A cluster has one exit more than nodes. *Lowest* clusters are whole subtrees: their exits are leaves. The exits of the
 others lead to leaves and to other clusters.

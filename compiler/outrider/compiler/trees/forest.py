@@ -113,6 +113,17 @@ class Forest:
         return sum(tree.nodes for tree in self.trees)
 
 
+def depth_of(tree: Tree, most: int = 255) -> int:
+    """Levels of splits on the longest way to a leaf; `most + 1` for any tree with more."""
+    level = np.zeros(1, np.int64)
+    for depth in range(most + 1):
+        level = level[tree.kind[level] != LEAF]
+        if len(level) == 0:
+            return depth
+        level = np.concatenate([tree.left[level], tree.right[level]]).astype(np.int64)
+    return most + 1
+
+
 def sort_key(values: NDArray[np.float32]) -> NDArray[np.int32]:
     """int32 keys in the order of the floats, -0 as +0. NaN has no key of its own: its key is undefined."""
     bits = np.ascontiguousarray(values, np.float32).view(np.int32)

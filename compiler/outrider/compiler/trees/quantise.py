@@ -18,7 +18,7 @@ turned into -1, and ranks need not look at signs of zero: raw keys against these
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from outrider.compiler.trees.forest import NUMERIC, Forest
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 REGISTER = 16  # words
+_PAIR = 2 * REGISTER
 CHUNK = 255  # bounds a column can tell apart with one byte
 NEVER = 255  # the position that no rank passes
 NO_KEY = np.int32(2**31 - 1)  # above the key of every number
@@ -132,27 +133,62 @@ def search_tree(chunk: Chunk) -> NDArray[np.int32]:
     return tree
 
 
-def search_table(chunk: Chunk) -> NDArray[np.int32]:
-    """The chunk's bounds as ranks.h searches them, int32 [registers * 16].
-
-    Levels 0 to 4 have a register each, the later ones 2, 4 and 8. An index has the decision of level i as its bit i;
-    in a rank it is bit `levels - 1 - i`, so entries are in the order of reversed bits. Short levels are repeated.
-    """
-    levels = chunk.levels
-    ascending = _ascending(chunk)
-    parts = []
-    for level in range(levels):
-        step = 1 << (levels - level)
-        bounds = ascending[step // 2 - 1 :: step][_reversed_bits(level)]
-        parts.append(np.tile(bounds, max(1, REGISTER >> level)))
-    return np.concatenate(parts)
-
-
 def _ascending(chunk: Chunk) -> NDArray[np.int32]:
     """2^levels bounds: the chunk's, then such as no number reaches."""
     ascending = np.full(1 << chunk.levels, NO_KEY)
     ascending[: len(chunk.bounds)] = chunk.bounds
     return ascending
+
+
+@dataclass(frozen=True)
+class SearchTable:
+    """A chunk's bounds as ranks.h searches them for many rows at once, by permutes.
+
+    `words` int32: a register has levels 3, 2, 1 and 0, in this order, the next level 4; two have level 5, four level 6,
+    eight level 7, but the last level has only `pairs` pairs of registers, so that few bounds beyond a power of two take
+    few words. An entry's place in its level has the decision of level i as bit i; the search ends in a rank that has it
+    as bit `levels - 1 - i`.
+    `slots` uint8 [bounds]: what stands for a bound's position in its chunk, so that `rank > slot` as before.
+    """
+
+    levels: int
+    pairs: int
+    words: NDArray[np.int32]
+    slots: NDArray[np.uint8]
+
+
+def search_table(chunk: Chunk) -> SearchTable:
+    """The table of a chunk: the last level's bounds go where the later ones of the decisions above are 0."""
+    levels, bounds = chunk.levels, len(chunk.bounds)
+    above, last = (1 << levels - 1) - 1, 1 << levels - 1  # how many slots the levels above have, and the last one
+    pairs = -(-(bounds - above) // _PAIR) if last > _PAIR else 1
+    place = _reversed_bits(levels - 1)
+    lowest = 2 * np.flatnonzero(place < _PAIR * pairs)[: bounds - above]  # slots of the last level are the even ones
+    slots = np.sort(np.concatenate([2 * np.arange(above) + 1, lowest]))
+    filled = np.full(2 * last, NO_KEY)
+    filled[slots] = chunk.bounds
+    entries = []
+    for level in range(levels):
+        step = 1 << (levels - level)
+        entries.append(filled[step // 2 - 1 :: step][_reversed_bits(level)])
+    entries[-1] = entries[-1][: _PAIR * pairs]
+    first = np.full(REGISTER, NO_KEY)
+    for level, begin in enumerate((14, 12, 8, 0)[:levels]):
+        first[begin : begin + (1 << level)] = entries[level]
+    return SearchTable(levels, pairs, np.concatenate([first, *entries[4:]]), slots.astype(np.uint8))
+
+
+def on_slots(quantised: Quantised) -> Quantised:
+    """The same with slots for positions, for kernels that rank by `search_table`."""
+    slots = np.full((max(quantised.columns, 1), CHUNK + 1), NEVER, np.uint8)
+    for chunk in quantised.chunks:
+        own = search_table(chunk).slots
+        for column in {chunk.left, chunk.right} - {-1}:
+            slots[column, : len(own)] = own
+        for column in set(chunk.inverted) - {-1}:
+            slots[column, CHUNK - 1 - np.arange(len(own))] = CHUNK - 1 - own
+    pairs = zip(quantised.column, quantised.position, strict=True)
+    return replace(quantised, position=tuple(slots[column, position] for column, position in pairs))
 
 
 def _reversed_bits(bits: int) -> NDArray[np.int64]:

@@ -100,10 +100,11 @@ class Kernel(Protocol):
 
 
 KERNELS: dict[str, str] = {
-    "shape": "outrider.compiler.trees.kernels.shape:Shape",
+    "perfect": "outrider.compiler.trees.kernels.perfect:Perfect",
     "leafwise": "outrider.compiler.trees.kernels.leafwise:Leafwise",
     "shape-avx2": "outrider.compiler.trees.kernels.shape_avx2:ShapeAvx2",
     "row": "outrider.compiler.trees.kernels.row:Row",
+    "row-masks": "outrider.compiler.trees.kernels.row_masks:RowMasks",
     "row-deep": "outrider.compiler.trees.kernels.row_deep:RowDeep",
     "deep-batch": "outrider.compiler.trees.kernels.deep_batch:DeepBatch",
     "k2": "outrider.compiler.trees.kernels.k2:K2",

@@ -11,10 +11,16 @@
 #define FIXED_LOW_BITS 24
 #define FIXED_CARRY_EVERY 255 /* trees, after which second words are about to overflow */
 
-INLINE sum_t fixed_sum(int32_t first, int32_t second, uint32_t output) {
-    double sum = (double)first;
-    if (FIXED_WIDE) sum += (double)(uint32_t)second * (1.0 / (1 << FIXED_LOW_BITS));
+/* Sums of first and of second words. The same number gives the same result, however the two share it. */
+INLINE sum_t fixed_sum(int64_t first, int64_t second, uint32_t output) {
+    double sum = (double)(first + (second >> FIXED_LOW_BITS));
+    sum += (double)(second & ((1 << FIXED_LOW_BITS) - 1)) * (1.0 / (1 << FIXED_LOW_BITS));
     return (sum_t)((double)START[output] + sum * FIXED_UNIT);
+}
+
+/* Where there are no second words. */
+INLINE sum_t fixed_first(int32_t first, uint32_t output) {
+    return (sum_t)((double)START[output] + (double)first * FIXED_UNIT);
 }
 
 #endif

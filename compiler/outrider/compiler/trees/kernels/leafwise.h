@@ -23,6 +23,7 @@
 #ifndef OUTRIDER_LEAFWISE_H
 #define OUTRIDER_LEAFWISE_H
 
+#include "bounds.h"
 #include "categories.h"
 #include "common.h"
 #include "leafwise_tables.h"
@@ -109,7 +110,7 @@ INLINE void leafwise_trees(uint8_t *data, int32_t *sums, int registers) {
     leafwise_cursor_t at = {LEAFWISE_POSITION, LEAFWISE_FIRSTS, LEAFWISE_COLUMN,      LEAFWISE_EXITS, LEAFWISE_ROOT,
                             LEAFWISE_COUNTS,   LEAFWISE_SET,   LEAFWISE_SET_CLASSES, LEAFWISE_LEAVES};
     planes_sums_t sum[LEAFWISE_REGISTERS];
-    const size_t words = (size_t)PLANES_WORDS * LEAFWISE_ROWS;
+    const size_t words = (size_t)FIXED_WORDS * LEAFWISE_ROWS;
     uint32_t output = LEAFWISE_TREE_OUTPUT(0), since = 0;
     LEAFWISE_UNROLL for (int i = 0; i < registers; i++)
         planes_load(sums + output * words + 64 * i, LEAFWISE_ROWS, &sum[i]);
@@ -158,7 +159,7 @@ typedef struct {
 INLINE leafwise_workspace_t leafwise_divide(void *workspace) {
     uint8_t *data = workspace;
     int32_t *sums = (int32_t *)(data + LEAFWISE_DATA);
-    float *copy = (float *)(sums + (size_t)OUTPUTS * PLANES_WORDS * LEAFWISE_ROWS);
+    float *copy = (float *)(sums + (size_t)OUTPUTS * FIXED_WORDS * LEAFWISE_ROWS);
     size_t bytes = (size_t)((uint8_t *)(copy + (size_t)64 * LEAFWISE_STRIDE) - data);
     return (leafwise_workspace_t){data, sums, copy, bytes};
 }
@@ -172,7 +173,7 @@ INLINE void leafwise_columns(const float *rows, uint32_t count, float *copy, uin
         rows = copy;
     }
     ranks_fill(rows, LEAFWISE_STRIDE, LEAFWISE_RANK_GROUPS, LEAFWISE_RANK_GROUP_COUNT, LEAFWISE_RANK_CHUNKS,
-               LEAFWISE_RANK_TABLES, data, (ranks_rules_t){ZERO_IS_MISSING, TINY_IS_ZERO, 1});
+               BOUNDS, data, (ranks_rules_t){ZERO_IS_MISSING, TINY_IS_ZERO, 1});
 #if LEAFWISE_CATEGORY_GROUP_COUNT
     categories_fill(rows, LEAFWISE_STRIDE, LEAFWISE_CATEGORY_GROUPS, LEAFWISE_CATEGORY_GROUP_COUNT,
                     LEAFWISE_CATEGORY_FEATURES, LEAFWISE_CLASSES, data);
@@ -197,14 +198,14 @@ static void leafwise_run(const float *rows, float *results, int64_t batch, void 
         for (uint32_t first = 0; first < count; first += 64)
             leafwise_columns(rows + (size_t)(done + first) * FEATURES, count - first < 64 ? count - first : 64, at.copy,
                              at.data + first);
-        for (size_t i = 0; i < (size_t)OUTPUTS * PLANES_WORDS * LEAFWISE_ROWS; i++) at.sums[i] = 0;
+        for (size_t i = 0; i < (size_t)OUTPUTS * FIXED_WORDS * LEAFWISE_ROWS; i++) at.sums[i] = 0;
 #if LEAFWISE_REGISTERS > 1
         if (count > 64)
             leafwise_trees_full(at.data, at.sums);
         else
 #endif
             leafwise_trees_64(at.data, at.sums);
-        planes_finish(at.sums, LEAFWISE_ROWS, results + (size_t)done * COLUMNS_OUT, count);
+        fixed_finish(at.sums, LEAFWISE_ROWS, results + (size_t)done * COLUMNS_OUT, count);
     }
 }
 

@@ -16,8 +16,8 @@ from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import FixedPoint, fixed_point
 from outrider.compiler.trees.forest import CATEGORY, LEAF, Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.ranks import LANES, rank_files, rank_tables, records
-from outrider.compiler.trees.quantise import NEVER, Quantised, quantise
+from outrider.compiler.trees.kernels.ranks import LANES, bounds_file, rank_files, rank_tables, records
+from outrider.compiler.trees.quantise import NEVER, Quantised, on_slots, quantise
 from outrider.runtime.target import Target
 
 MAX_LEAVES = 256  # leaf numbers are bytes
@@ -71,9 +71,14 @@ class Leafwise:
         if self._laid_out is None or self._laid_out[0] is not forest:
             self._laid_out = (forest, _Layout.of(forest))
         tables = _Tables(self._laid_out[1], chosen)
-        names = ("leafwise.h", "categories.h", "planes.h", "fixed.h", "gather.h")
+        names = ("leafwise.h", "categories.h", "planes.h", "fixed.h", "fixed_batch.h", "gather.h")
         return KernelSource(
-            files={**{name: template(name) for name in names}, "leafwise_tables.h": tables.text(), **rank_files()},
+            files={
+                **{name: template(name) for name in names},
+                "leafwise_tables.h": tables.text(),
+                **rank_files(),
+                **bounds_file(self._laid_out[1].quantised),
+            },
             include="leafwise.h",
             prefix="leafwise",
             scratch=tables.scratch,
@@ -109,7 +114,7 @@ class _Layout:
             tuple(sorted(low)),
             choose_shapes(others, lambda shape: nodes_of(shape) * _HIGH_COST + _CLUSTER_COST, 2 * loop),
             clusters,
-            quantise(forest, swapped),
+            on_slots(quantise(forest, swapped)),
             category_bits(forest, swapped),
             fixed_point(forest),
             tuple(_number_leaves(cutter, each) for cutter, each in zip(cutters, clusters, strict=True)),

@@ -23,7 +23,8 @@ static inline uint64_t to_bits(double value) {
 /* 2^n for n in [-1022, 1023]. */
 static inline double power_of_two(int n) { return from_bits((uint64_t)(n + 1023) << 52); }
 
-/* exp(x) = 2^n exp(r), |r| <= ln(2)/2, by the Taylor series of degree 13, whose remainder is below 5e-18. */
+/* exp(x) = 2^n exp(r), |r| <= ln(2)/2, by the Taylor series of degree 13, whose remainder is below 5e-18. Its terms
+ * are added in pairs of pairs (Estrin's scheme): one after the other each would wait for the last. */
 static inline double exponential(double x) {
     if (x != x) return x;
     if (x > 709.79) return from_bits(0x7ff0000000000000u);
@@ -31,20 +32,12 @@ static inline double exponential(double x) {
     int n = (int)(x * 1.4426950408889634 + (x < 0 ? -0.5 : 0.5));
     /* ln(2) in two parts: the first has 32 bits, so that n times it is exact. */
     double r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
-    double sum = 1.0 / 6227020800.0;
-    sum = sum * r + 1.0 / 479001600.0;
-    sum = sum * r + 1.0 / 39916800.0;
-    sum = sum * r + 1.0 / 3628800.0;
-    sum = sum * r + 1.0 / 362880.0;
-    sum = sum * r + 1.0 / 40320.0;
-    sum = sum * r + 1.0 / 5040.0;
-    sum = sum * r + 1.0 / 720.0;
-    sum = sum * r + 1.0 / 120.0;
-    sum = sum * r + 1.0 / 24.0;
-    sum = sum * r + 1.0 / 6.0;
-    sum = sum * r + 0.5;
-    sum = sum * r + 1.0;
-    sum = sum * r + 1.0;
+    double r2 = r * r, r4 = r2 * r2;
+    double terms0 = (1.0 + r) + r2 * (1.0 / 2.0 + r * (1.0 / 6.0));
+    double terms4 = (1.0 / 24.0 + r * (1.0 / 120.0)) + r2 * (1.0 / 720.0 + r * (1.0 / 5040.0));
+    double terms8 = (1.0 / 40320.0 + r * (1.0 / 362880.0)) + r2 * (1.0 / 3628800.0 + r * (1.0 / 39916800.0));
+    double terms12 = 1.0 / 479001600.0 + r * (1.0 / 6227020800.0);
+    double sum = (terms0 + r4 * terms4) + (r4 * r4) * (terms8 + r4 * terms12);
     /* Two factors, since 2^n alone may lie outside the range of normal numbers. */
     int half = n / 2;
     return sum * power_of_two(half) * power_of_two(n - half);

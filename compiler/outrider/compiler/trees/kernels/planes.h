@@ -15,8 +15,7 @@
 #include <immintrin.h>
 
 #include "common.h"
-#include "finish_batch.h"
-#include "fixed.h"
+#include "fixed_batch.h"
 
 #define PLANES_UNROLL _Pragma("clang loop unroll(full)")
 #define PLANES (FIXED_WIDE ? 7 : 4) /* tables a tree */
@@ -63,9 +62,7 @@ INLINE void planes_carry(planes_sums_t *sums) {
     }
 }
 
-/* Sums in memory are [outputs][1 or, where values are wide, 2][rows]. */
-#define PLANES_WORDS (FIXED_WIDE ? 2 : 1)
-
+/* Sums in memory are as fixed_batch.h reads them. */
 INLINE void planes_load(const int32_t *memory, size_t rows, planes_sums_t *sums) {
     PLANES_UNROLL for (int q = 0; q < 4; q++) {
         sums->first[q] = _mm512_load_si512(memory + 16 * q);
@@ -77,19 +74,6 @@ INLINE void planes_store(int32_t *memory, size_t rows, const planes_sums_t *sums
     PLANES_UNROLL for (int q = 0; q < 4; q++) {
         _mm512_store_si512(memory + 16 * q, sums->first[q]);
         if (FIXED_WIDE) _mm512_store_si512(memory + rows + 16 * q, sums->second[q]);
-    }
-}
-
-/* Results of `count` rows from their sums. */
-INLINE void planes_finish(const int32_t *memory, size_t rows, float *results, uint32_t count) {
-    for (uint32_t row = 0; row < count; row += FINISH_LANES) {
-        sum_t sums[OUTPUTS * FINISH_LANES] __attribute__((aligned(64)));
-        for (uint32_t i = 0; i < OUTPUTS; i++) {
-            const int32_t *first = memory + (size_t)i * PLANES_WORDS * rows + row;
-            FINISH_EACH(lane) sums[i * FINISH_LANES + lane] = fixed_sum(first[lane], FIXED_WIDE ? first[rows + lane] : 0, i);
-        }
-        finish_lanes(sums, FINISH_LANES, results + (size_t)row * COLUMNS_OUT,
-                     count - row < FINISH_LANES ? count - row : FINISH_LANES);
     }
 }
 

@@ -2,7 +2,8 @@
  *
  * Idea: no gathers. Four features of 64 rows are brought in by 16-byte loads at any stride, transposed 4 x 4 inside
  * the lanes, and turned into integer keys. A key is searched for in a chunk's bounds by permutes alone: none at the
- * first level, one at the next four, then 1, 2 and 4 two-register permutes.
+ * first level, one at the next four, then up to 1, 2 and 4 two-register permutes, fewer where the last level has few
+ * bounds (quantise.py).
  *
  * Cost model: per chunk and 64 rows about 4 * (5 + 2 * levels + permutes) instructions, 8 levels about 140.
  *
@@ -20,15 +21,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bounds.h"
 #include "common.h"
 
 #define RANKS_ROWS 64
 #define RANKS_TINY 0x0554ad2e /* bits of the last float32 whose size is not above 1e-35 */
 
 /* Bounds of one feature. `lane`: the feature's place in its group of four. `left`, `right`: where the ranks go, as
- * byte offsets, with missing values as 0 and as 255; `not_left`, `not_right`: where their complements go. A column that
+ * byte offsets, with missing values as 0 and as 255; `kind`: 16 * levels + pairs of registers of the last; `not_left`, `not_right`: where their complements go. A column that
  * no node reads may share a dummy. */
-typedef struct { uint32_t table, left, right, not_left, not_right; uint16_t lane, levels; } ranks_chunk_t;
+typedef struct { uint32_t table, left, right, not_left, not_right; uint16_t lane, kind; } ranks_chunk_t;
 
 /* Four neighbouring features, from `first`, and how many chunks they have. */
 typedef struct { uint32_t first, chunks; } ranks_group_t;
@@ -67,37 +69,61 @@ INLINE __m512i ranks_opaque(__m512i value) {
     return value;
 }
 
-/* The decision of 16 keys at `level`, given those of the levels above: as bits 0 to level - 1 of `at`, and as masks of
- * levels 5 and 6, which choose between tables. */
-INLINE __mmask16 ranks_step(__m512i keys, const int32_t *table, __m512i at, int level, __mmask16 at5, __mmask16 at6) {
-#define RANKS_WORDS(i) _mm512_load_si512(table + 16 * (i))
-#define RANKS_PAIR(i) _mm512_permutex2var_epi32(RANKS_WORDS(i), at, RANKS_WORDS((i) + 1))
-    __m512i bound;
-    if (level == 0) {
-        bound = RANKS_WORDS(0);
-    } else if (level < 5) {
-        bound = _mm512_permutexvar_epi32(at, RANKS_WORDS(level));
-    } else if (level == 5) {
-        bound = RANKS_PAIR(5);
-    } else if (level == 6) {
-        bound = _mm512_mask_mov_epi32(RANKS_PAIR(7), at5, RANKS_PAIR(9));
-    } else {
-        __m512i low = _mm512_mask_mov_epi32(RANKS_PAIR(11), at5, RANKS_PAIR(13));
-        __m512i high = _mm512_mask_mov_epi32(RANKS_PAIR(15), at5, RANKS_PAIR(17));
-        bound = _mm512_mask_mov_epi32(low, at6, high);
+/* The bounds at level 5, 6 or 7, of which there are `pairs` pairs of registers: which one, say the decisions of levels 5
+ * and 6. Where there is none for a decision, `none` is set. */
+INLINE __m512i ranks_deep(const int32_t *table, __m512i at, int pairs, __mmask16 at5, __mmask16 at6, __mmask16 *none) {
+#define RANKS_PAIR(i) \
+    _mm512_permutex2var_epi32(_mm512_load_si512(table + 32 * (i)), at, _mm512_load_si512(table + 32 * (i) + 16))
+    __m512i low = RANKS_PAIR(0);
+    if (pairs > 1) low = _mm512_mask_mov_epi32(low, at5, RANKS_PAIR(1));
+    if (pairs <= 2) {
+        *none = pairs == 1 ? at5 | at6 : at6;
+        return low;
     }
-    return _mm512_cmple_epi32_mask(bound, keys);
+    __m512i high = RANKS_PAIR(2);
+    if (pairs == 4) high = _mm512_mask_mov_epi32(high, at5, RANKS_PAIR(3));
+    *none = pairs == 4 ? 0 : at5 & at6;
+    return _mm512_mask_mov_epi32(low, at6, high);
+}
+
+/* The bounds at levels 0 to 4. Few entries are loaded as often as a permute needs them. */
+INLINE __m512i ranks_shallow(const int32_t *table, __m512i at, int level, __mmask16 above0) {
+    switch (level) {
+    case 0: return _mm512_set1_epi32(table[14]);
+    case 1: return _mm512_mask_mov_epi32(_mm512_set1_epi32(table[12]), above0, _mm512_set1_epi32(table[13]));
+    case 2: {
+        __m512 four = _mm512_broadcast_f32x4(_mm_load_ps((const float *)(table + 8)));
+        return _mm512_castps_si512(_mm512_permutevar_ps(four, at));
+    }
+    case 3: {
+        __m512i eight = _mm512_broadcast_i32x8(_mm256_load_si256((const __m256i *)table));
+        return _mm512_permutexvar_epi32(at, eight);
+    }
+    default: return _mm512_permutexvar_epi32(at, _mm512_load_si512(table + 16));
+    }
+}
+
+/* The decision of 16 keys at `level`, given those of the levels above: as bits 0 to level - 1 of `at`, and as masks of
+ * levels 0, 5 and 6. */
+INLINE __mmask16 ranks_step(__m512i keys, const int32_t *table, __m512i at, int level, int pairs, __mmask16 above0,
+                            __mmask16 at5, __mmask16 at6) {
+    if (level < 5) return _mm512_cmple_epi32_mask(ranks_shallow(table, at, level, above0), keys);
+    __mmask16 none;
+    const int32_t *own = table + 16 * (2 + (level > 5 ? 2 : 0) + (level > 6 ? 4 : 0));
+    __m512i bounds = ranks_deep(own, at, pairs, at5, at6, &none);
+    return _mm512_mask_cmple_epi32_mask((__mmask16)~none, bounds, keys);
 }
 
 /* Ranks of 64 keys by a search of `levels` levels. The first decision is a rank's highest bit, but the lowest of an
  * index, so that a level costs one addition and no test; the bits are reversed at the end. */
-INLINE __m512i ranks_search(const __m512i *keys, const int32_t *table, int levels) {
+INLINE __m512i ranks_search(const __m512i *keys, const int32_t *table, int levels, int pairs) {
     __m512i at[4];
     __mmask16 above[8][4] = {{0}};
     RANKS_UNROLL for (int level = 0; level < levels; level++) {
         __m512i bit = ranks_opaque(_mm512_set1_epi32(1 << level));
+        int own = level + 1 == levels ? pairs : level == 6 ? 2 : 1;
         RANKS_UNROLL for (int q = 0; q < 4; q++) {
-            above[level][q] = ranks_step(keys[q], table, at[q], level, above[5][q], above[6][q]);
+            above[level][q] = ranks_step(keys[q], table, at[q], level, own, above[0][q], above[5][q], above[6][q]);
             at[q] = level ? _mm512_mask_add_epi32(at[q], above[level][q], at[q], bit)
                           : _mm512_maskz_mov_epi32(above[level][q], bit);
         }
@@ -108,17 +134,11 @@ INLINE __m512i ranks_search(const __m512i *keys, const int32_t *table, int level
     return _mm512_gf2p8affine_epi64_epi8(bytes, reversal, 0);
 }
 
-INLINE __m512i ranks_of_keys(const __m512i *keys, const int32_t *table, uint32_t levels) {
-    switch (levels) {
-    case 1: return ranks_search(keys, table, 1);
-    case 2: return ranks_search(keys, table, 2);
-    case 3: return ranks_search(keys, table, 3);
-    case 4: return ranks_search(keys, table, 4);
-    case 5: return ranks_search(keys, table, 5);
-    case 6: return ranks_search(keys, table, 6);
-    case 7: return ranks_search(keys, table, 7);
-    default: return ranks_search(keys, table, 8);
-    }
+INLINE __m512i ranks_of_keys(const __m512i *keys, const int32_t *table, uint32_t kind) {
+#define RANKS_KIND(levels, pairs) \
+    if (kind == (levels << 4 | pairs)) return ranks_search(keys, table, levels, pairs);
+    BOUNDS_EACH_KIND(RANKS_KIND)
+    __builtin_unreachable();
 }
 
 /* 64 floats to raw keys; returns 255 in the bytes, in the order of ranks, of those that are missing. */
@@ -149,7 +169,7 @@ static __attribute__((noinline, unused)) void ranks_fill(const float *rows, size
         ranks_transpose(rows + group->first, stride, values);
         for (const ranks_chunk_t *last = chunk + group->chunks; chunk < last; chunk++) {
             __m512i keys[4], missing = ranks_keys(values + RANKS_ROWS * chunk->lane, keys, rules);
-            __m512i ranks = ranks_of_keys(keys, tables + chunk->table, chunk->levels);
+            __m512i ranks = ranks_of_keys(keys, tables + chunk->table, chunk->kind);
             __m512i left = _mm512_andnot_si512(missing, ranks), right = _mm512_or_si512(missing, ranks);
             _mm512_store_si512(columns + chunk->left, left);
             _mm512_store_si512(columns + chunk->right, right);

@@ -14,12 +14,9 @@
  * Cost model: trees / 16 * (depth * 10 instructions + gathers, of 9 to 15 cycles each with ROW_GROUPS * 16 trees in
  * flight), and 10 cycles a chunk. Memory: 0.1, 0.6 and 2.4 KB a tree for depths of 3, 6 and 8.
  *
- * Limits: depth 8, numeric splits, single leaf values that are float32 or whose rounding cannot be seen (fit_float of
- * deep_layout.py).
+ * Limits: depth 8, numeric splits, single leaf values, sums that 32 bits suffice for (fixed.py).
  *
- * Exactness: decisions are exact for every float32. Leaves are added in double, sixteen at a time in the order of trees,
- * and rounded once: off by at most trees * 2^-53 * the sum of the leaves' sizes, far less than a source that adds in
- * float32 is off itself.
+ * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence in any order the same.
  */
 #ifndef OUTRIDER_ROW_H
 #define OUTRIDER_ROW_H
@@ -28,6 +25,7 @@
 
 #include "common.h"
 #include "finish.h"
+#include "fixed.h"
 #include "forest.h"
 #include "gather.h"
 #include "keys.h"
@@ -119,7 +117,7 @@ INLINE __m512i row_blocks(__m512i path, int count) {
 }
 
 /* The leaf values of `groups` groups of 16 trees, from `first` on, all in flight at once. */
-INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512 *leaves) {
+INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512i *leaves) {
     __m512i path[ROW_FLIGHT];
     const __mmask16 all = gather_mask();
     ROW_UNROLL for (int g = 0; g < groups; g++) path[g] = row_top(row, ROW_TOPS + (size_t)(first + g) * 16 * 7, all);
@@ -153,13 +151,13 @@ INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512 *leaves
     }
     ROW_UNROLL for (int g = 0; g < groups; g++) {
         const uint32_t *blocks = ROW_BOTTOMS + (size_t)(first + g) * 16 * 512;
-        leaves[g] = _mm512_castsi512_ps(GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4));
+        leaves[g] = GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4);
     }
 #else
     ROW_UNROLL for (int g = 0; g < groups; g++) {
         const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         __m512i at = _mm512_add_epi32(_mm512_slli_epi32(lane, ROW_DEPTH), path[g]);
-        leaves[g] = _mm512_castsi512_ps(GATHER_WORDS(all, at, ROW_LEAVES + ((size_t)(first + g) * 16 << ROW_DEPTH), 4));
+        leaves[g] = GATHER_WORDS(all, at, ROW_LEAVES + ((size_t)(first + g) * 16 << ROW_DEPTH), 4);
     }
 #endif
 }
@@ -167,38 +165,29 @@ INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512 *leaves
 /* ---- sums ---- */
 
 #if OUTPUTS == 1
-typedef struct { __m512d low, high; } row_sums_t;
+typedef struct { __m512i lanes; } row_sums_t;
 
-INLINE void row_add(const __m512 *leaves, uint32_t first, int groups, row_sums_t *sums) {
+INLINE void row_add(const __m512i *leaves, uint32_t first, int groups, row_sums_t *sums) {
     (void)first;
-    ROW_UNROLL for (int g = 0; g < groups; g++) {
-        sums->low = _mm512_add_pd(sums->low, _mm512_cvtps_pd(_mm512_castps512_ps256(leaves[g])));
-        sums->high = _mm512_add_pd(sums->high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(leaves[g], 1)));
-    }
+    ROW_UNROLL for (int g = 0; g < groups; g++) sums->lanes = _mm512_add_epi32(sums->lanes, leaves[g]);
 }
 
-INLINE double row_sum(const row_sums_t *sums, int output) {
+INLINE int32_t row_sum(const row_sums_t *sums, int output) {
     (void)output;
-    return _mm512_reduce_add_pd(_mm512_add_pd(sums->low, sums->high));
+    return _mm512_reduce_add_epi32(sums->lanes);
 }
 #else
-typedef struct { double output[OUTPUTS]; } row_sums_t;
+typedef struct { int32_t output[OUTPUTS]; } row_sums_t;
 
 /* Trees are in the order of outputs: most groups are of one. */
-INLINE void row_add(const __m512 *leaves, uint32_t first, int groups, row_sums_t *sums) {
-    ROW_UNROLL for (int g = 0; g < groups; g++) {
-        __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(leaves[g]));
-        __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(leaves[g], 1));
-        for (uint32_t i = ROW_SEGMENT_START[first + g]; i < ROW_SEGMENT_START[first + g + 1]; i++) {
-            uint32_t lanes = ROW_SEGMENT_LANES[i];
-            __m512d part = _mm512_add_pd(_mm512_maskz_mov_pd((__mmask8)lanes, low),
-                                         _mm512_maskz_mov_pd((__mmask8)(lanes >> 8), high));
-            sums->output[ROW_SEGMENT_OUTPUT[i]] += _mm512_reduce_add_pd(part);
-        }
-    }
+INLINE void row_add(const __m512i *leaves, uint32_t first, int groups, row_sums_t *sums) {
+    ROW_UNROLL for (int g = 0; g < groups; g++)
+        for (uint32_t i = ROW_SEGMENT_START[first + g]; i < ROW_SEGMENT_START[first + g + 1]; i++)
+            sums->output[ROW_SEGMENT_OUTPUT[i]] +=
+                _mm512_mask_reduce_add_epi32((__mmask16)ROW_SEGMENT_LANES[i], leaves[g]);
 }
 
-INLINE double row_sum(const row_sums_t *sums, int output) { return sums->output[output]; }
+INLINE int32_t row_sum(const row_sums_t *sums, int output) { return sums->output[output]; }
 #endif
 
 /* ---- the kernel ---- */
@@ -213,7 +202,7 @@ static void row_run(const float *rows, float *results, int64_t batch, void *work
     uint8_t *ranks = workspace;
     for (int64_t done = 0; done < batch; done++) {
         row_sums_t sums = {0};
-        __m512 leaves[ROW_FLIGHT];
+        __m512i leaves[ROW_FLIGHT];
         row_ranks((const uint32_t *)rows + (size_t)done * FEATURES, ranks);
         row_ranks_t row = row_load(ranks);
         for (uint32_t first = 0; first + ROW_IN_FLIGHT <= ROW_GROUPS; first += ROW_IN_FLIGHT) {
@@ -225,7 +214,7 @@ static void row_run(const float *rows, float *results, int64_t batch, void *work
             row_add(leaves, ROW_GROUPS - REST, REST, &sums);
         }
         sum_t whole[OUTPUTS];
-        for (int i = 0; i < OUTPUTS; i++) whole[i] = (sum_t)((double)START[i] + row_sum(&sums, i));
+        for (int i = 0; i < OUTPUTS; i++) whole[i] = fixed_first(row_sum(&sums, i), i);
         finish(whole, results + (size_t)done * COLUMNS_OUT);
     }
 }

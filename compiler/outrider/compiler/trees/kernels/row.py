@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees.deep_layout import LANES, fit_float
+from outrider.compiler.trees.deep_layout import LANES
 from outrider.compiler.trees.emit import array, defines, header, template
-from outrider.compiler.trees.forest import LEAF, NUMERIC, Forest, Tree
+from outrider.compiler.trees.fixed import fixed_point
+from outrider.compiler.trees.forest import LEAF, NUMERIC, Forest, depth_of
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.deep import ISA, search_levels, segments
 from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised, quantise
@@ -33,16 +34,16 @@ class Row:
         self._quantised: tuple[Forest, Quantised] | None = None
 
     def refuses(self, forest: Forest) -> str | None:
-        """Deep trees, splits by category, leaf vectors, leaf values of double precision."""
+        """Deep trees, splits by category, leaf vectors, sums of more than 32 bits."""
         if any(tree.output is None for tree in forest.trees):
             return "its leaves are vectors"
         if any(bool(((tree.kind != LEAF) & (tree.kind != NUMERIC)).any()) for tree in forest.trees):
             return "it has splits by category"
-        deepest = max(depth(tree) for tree in forest.trees)
+        deepest = max(depth_of(tree, _DEPTHS[-1]) for tree in forest.trees)
         if deepest > _DEPTHS[-1]:
             return f"it has {deepest} levels or more, of {_DEPTHS[-1]} at most"
-        if not fit_float(forest):
-            return "its leaf values need double precision"
+        if fixed_point(forest).wide:
+            return "its sums need more than 32 bits"
         columns = self._ranks(forest).columns
         return f"it has {columns} virtual columns, of {_MAX_COLUMNS} at most" if columns > _MAX_COLUMNS else None
 
@@ -57,7 +58,7 @@ class Row:
         return KernelSource(
             files={
                 "row.h": template("row.h"),
-                "gather.h": template("gather.h"),
+                **{name: template(name) for name in ("gather.h", "fixed.h")},
                 "row_tables.h": _tables_header(forest, quantised, groups),
             },
             include="row.h",
@@ -69,17 +70,6 @@ class Row:
         if self._quantised is None or self._quantised[0] is not forest:
             self._quantised = (forest, quantise(forest))
         return self._quantised[1]
-
-
-def depth(tree: Tree, most: int = 8) -> int:
-    """Levels of splits; `most + 1` for any tree with more."""
-    level = np.zeros(1, np.int64)
-    for count in range(most + 1):
-        level = level[tree.kind[level] != LEAF]
-        if len(level) == 0:
-            return count
-        level = np.concatenate([tree.left[level], tree.right[level]])
-    return most + 1
 
 
 def _registers(quantised: Quantised) -> int:
@@ -96,9 +86,10 @@ def _stride(quantised: Quantised) -> int:
 
 
 def _tables_header(forest: Forest, quantised: Quantised, in_flight: int) -> str:
-    levels = next(deep for deep in _DEPTHS if max(map(depth, forest.trees)) <= deep)
+    levels = next(deep for deep in _DEPTHS if max(map(depth_of, forest.trees)) <= deep)
     order = np.argsort([tree.output or 0 for tree in forest.trees], kind="stable")
-    nodes, leaves = _perfect(forest, quantised, order, levels)
+    nodes, values = _perfect(forest, quantised, order, levels)
+    leaves = fixed_point(forest).encode(values)[0]
     counts = [len(search_levels(chunk.bounds)) for chunk in quantised.chunks]
     sizes = {
         "ROW_GROUPS": len(nodes) // LANES,
@@ -143,7 +134,7 @@ def _perfect(
     return np.stack(words), np.stack(leaves)
 
 
-def _blocks(nodes: NDArray[np.uint32], leaves: NDArray[np.float64], levels: int) -> list[str]:
+def _blocks(nodes: NDArray[np.uint32], leaves: NDArray[np.int32], levels: int) -> list[str]:
     trees = len(nodes)
     tops = nodes[:, :7].reshape(-1, LANES, 7).transpose(0, 2, 1)
     parts = [array("uint32_t", "ROW_TOPS", tops)]
@@ -154,12 +145,12 @@ def _blocks(nodes: NDArray[np.uint32], leaves: NDArray[np.float64], levels: int)
             middles[:, :, place] = nodes[:, _below(root, place)]
         parts.append(array("uint32_t", "ROW_MIDDLES", middles))
     if levels <= 6:
-        return [*parts, array("float", "ROW_LEAVES", leaves)]
+        return [*parts, array("int32_t", "ROW_LEAVES", leaves)]
     bottoms = np.zeros((trees, 64, 8), np.uint32)
     root = 63 + np.arange(64)
     for place in range(1, 4):
         bottoms[:, :, place] = nodes[:, _below(root, place)]
-    bottoms[:, :, 4:] = leaves.astype(np.float32).view(np.uint32).reshape(trees, 64, 4)
+    bottoms[:, :, 4:] = leaves.view(np.uint32).reshape(trees, 64, 4)
     return [*parts, array("uint32_t", "ROW_BOTTOMS", bottoms)]
 
 

@@ -1,4 +1,4 @@
-"""Kernel `shape`: all nodes of shallow trees for 64 rows a register. The idea is in shape.h; here are its tables.
+"""The tables of kernel `shape-avx2`: all nodes of shallow trees. The idea is in shape_avx2.h.
 
 A tree is a perfect *top* and below it *blocks* of height up to 3. A block's shape is the set of its nodes: bit 0 the
 root, bits 1 and 2 its children, bits 3 to 6 theirs. A block whose shape the kernel has no loop for is padded to the
@@ -7,18 +7,16 @@ cheapest larger one by nodes that nothing passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees.emit import array, defines, header, template
-from outrider.compiler.trees.forest import CATEGORY, LEAF, Forest, Tree
-from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.ranks import rank_files, rank_tables
-from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised, quantise, search_table
-from outrider.runtime.target import Target
+from outrider.compiler.trees.emit import array, defines, header
+from outrider.compiler.trees.forest import CATEGORY, LEAF, Forest, Tree, depth_of
+from outrider.compiler.trees.kernels.ranks import rank_tables
+from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised
 
 MAX_DEPTH = 8  # leaf numbers are bytes
 BLOCK = 3  # height of a block
@@ -40,11 +38,6 @@ class ShapeOptions:
     group: int
 
 
-SHALLOW = 7  # levels from which blocks pay
-SHALLOW_OPTIONS = (ShapeOptions(0, 2, 8), ShapeOptions(3, 2, 8))
-DEEP_OPTIONS = (ShapeOptions(3, 2, 4), ShapeOptions(3, 1, 8))
-
-
 @dataclass(frozen=True)
 class Form:
     """What a kernel of this family wants of its tables.
@@ -58,9 +51,6 @@ class Form:
     bias: int
     planes: bool
     search: Callable[[Chunk], NDArray[np.int32]]
-
-
-FORM = Form("SHAPE", 64, 0, True, search_table)
 
 
 @dataclass
@@ -92,18 +82,6 @@ def why_not(forest: Forest) -> str | None:
         return "there are splits on categories"
     depth = max(depth_of(tree) for tree in forest.trees)
     return f"a tree has {depth} levels, and this kernel takes up to {MAX_DEPTH}" if depth > MAX_DEPTH else None
-
-
-def depth_of(tree: Tree) -> int:
-    """Levels of splits on the longest way to a leaf; stops counting above 255."""
-    level, depth = np.zeros(1, np.int64), 0
-    while depth < 256:
-        level = level[tree.kind[level] != LEAF]
-        if len(level) == 0:
-            break
-        level = np.concatenate([tree.left[level], tree.right[level]]).astype(np.int64)
-        depth += 1
-    return depth
 
 
 # ---- shapes ----
@@ -251,42 +229,6 @@ class _Layer:
 # ---- tables ----
 
 
-class Shape:
-    """Options: `block`, `registers`, `group`, as in ShapeOptions."""
-
-    name = "shape"
-    serves: frozenset[Role] = frozenset(("batch",))
-    isa = "x86-64-v4-vbmi"
-
-    def __init__(self) -> None:
-        self._quantised: tuple[Forest, Quantised] | None = None
-
-    def refuses(self, forest: Forest) -> str | None:
-        """Deep trees, categories, leaf vectors, sums in float64."""
-        return why_not(forest)
-
-    def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
-        """Perfect trees pay while they are shallow; two registers share loads, one suits small caches."""
-        shallow = _depth(forest) < SHALLOW
-        return [
-            {key: str(value) for key, value in vars(options).items()}
-            for options in (SHALLOW_OPTIONS if shallow else DEEP_OPTIONS)
-        ]
-
-    def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
-        """Quantise, lay out, and write the tables down."""
-        chosen = read_options(options, (SHALLOW_OPTIONS if _depth(forest) < SHALLOW else DEEP_OPTIONS)[0])
-        if self._quantised is None or self._quantised[0] is not forest:
-            self._quantised = (forest, quantise(forest))
-        tables, scratch = shape_tables(forest, self._quantised[1], chosen)
-        return KernelSource(
-            files={"shape.h": template("shape.h"), "shape_tables.h": tables, **rank_files()},
-            include="shape.h",
-            prefix="shape",
-            scratch=scratch,
-        )
-
-
 def read_options(options: Mapping[str, str], default: ShapeOptions) -> ShapeOptions:
     """The options of a candidate, with defaults for those that are not named."""
     return ShapeOptions(**{key: int(options.get(key, value)) for key, value in vars(default).items()})
@@ -296,7 +238,7 @@ def _depth(forest: Forest) -> int:
     return max(1, *(depth_of(tree) for tree in forest.trees))
 
 
-def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions, form: Form = FORM) -> tuple[str, int]:
+def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions, form: Form) -> tuple[str, int]:
     """The tables' header, for a forest that `why_not` has no word against, and the kernel's bytes of scratch."""
     depth = max(options.block, _depth(forest))
     top, stride = depth - options.block, form.lanes * options.registers
@@ -320,7 +262,7 @@ def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions, fo
         "The tables of a kernel that evaluates all nodes, for one forest.",
         defines({f"{form.prefix}_{name}": value for name, value in sizes.items()}),
         f"typedef {column} {form.prefix.lower()}_column_t;",
-        rank_tables(form.prefix, forest, quantised, stride, form.search),
+        rank_tables(form.prefix, forest, quantised, stride, form.search, inverted=False),
         *write.nodes("TOP", *(np.concatenate([getattr(tree, of) for tree in flat]) for of in ("column", "position"))),
         *(write.blocks(trees, sorted(set(padded.values())), 1 << top) if options.block else ()),
         *write.outputs([forest.trees[number].output or 0 for number in order] if forest.outputs > 1 else []),
