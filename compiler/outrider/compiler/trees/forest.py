@@ -24,6 +24,7 @@ Transform = Literal[
     "identity",
     "sigmoid",
     "softmax",
+    "softmax_zero",
     "exponential",
     "hinge",
     "signed_square",
@@ -91,6 +92,7 @@ class Forest:
 
     - `outputs`: sums a row; `base` and `divisor` are float64 [outputs]; `divisor` None: not averaged.
     - `scale`: factor inside the sigmoid, or the `c` of `exponential_ratio` (2^(-x/c)) and `isolation` (-2^(-x/c)).
+    - `softmax_zero`: a softmax of the sums that are not 0 (beyond 1e-7); the others stay 0 (ONNX).
     - `complement`: a single result `p` is given as the pair `[1 - p, p]`.
     - `missing`: `zero` makes |x| <= 1e-35 missing too. `tiny_is_zero`: |x| <= 1e-35 is read as 0 (LightGBM). In both,
       1e-35 is the float32 nearest to it, for double x too.
