@@ -25,10 +25,14 @@ FEATURES, SCORE, PROBABILITIES, LABEL = "features", "score", "probabilities", "l
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """An ONNX file as bytes. `batch` is its fixed number of rows, None where it is free."""
+    """An ONNX file as bytes. `batch` is its fixed number of rows, None where it is free.
+
+    `no_forest` says in words why the graph is not read as a Forest.
+    """
 
     data: bytes
     batch: int | None
+    no_forest: str
 
 
 @dataclass(frozen=True)
