@@ -1,6 +1,7 @@
 """ONNX files. The reference is ONNX Runtime with its graph optimisations switched off.
 
 A graph that is a tree ensemble and no more than exporters put around one becomes a Forest; any other stays a graph.
+ONNX Runtime compares in the type of the graph's input, so such a Forest decides on float64 rows where that is double.
 """
 
 from __future__ import annotations
