@@ -111,11 +111,11 @@ FORESTS: dict[str, Make] = {
 GRAPHS: dict[str, tuple[Make, str]] = {
     "isolation forest": (
         scikit(ensemble.IsolationForest(n_estimators=2, random_state=0), lambda target: None),
-        "casts",
+        "2 tree operators",
     ),
     "classifier of several targets": (
         scikit(ensemble.RandomForestClassifier(**SMALL), several, zipmap=False),
-        "ArrayFeatureExtractor",
+        "4 tree operators",
     ),
     "columns of probabilities": (scikit(ensemble.RandomForestClassifier(**SMALL), zipmap="columns"), "Slice"),
 }

@@ -305,6 +305,24 @@ def test_a_zip_map_becomes_a_matrix(reads, rng, text):
     assert named.outputs[0].dtype == "string"
 
 
+def test_two_zip_maps_and_no_other_opset(reads, rng):
+    """One opset is all that exporters of trees may import; of two maps, neither tells the class labels."""
+    own = {"classlabels_int64s": [5, 9, 11]}
+    trees = ml("TreeEnsembleClassifier", ["x"], ["picked", "y"], **stumps(rng, 3, "class"), **own)
+    maps = [ml("ZipMap", ["y"], [name], **own) for name in ("a", "b")]
+    made = graph([trees, *maps], {"a": (FLOAT, [None, 3]), "b": (FLOAT, [None, 3])})
+    kind = helper.make_sequence_type_proto(helper.make_map_type_proto(INT64, helper.make_tensor_type_proto(FLOAT, [])))
+    for value in made.graph.output:
+        value.type.CopyFrom(kind)
+    rows = rng.normal(size=(5, FEATURES)).astype(np.float32)
+    both = read_model(made)
+    assert isinstance(both.payload, OnnxGraph)
+    assert both.signature.class_labels == ()
+    assert np.array_equal(both.reference({"x": rows})["a"], both.reference({"x": rows})["b"])
+    del made.graph.output[1], made.graph.node[2], made.opset_import[0]
+    assert reads(made, rows).signature.class_labels == (5, 9, 11)
+
+
 # What stays a graph -------------------------------------------------------------------------------------------------
 
 
@@ -321,14 +339,25 @@ def kept_graphs(rng: np.random.Generator) -> dict[str, onnx.ModelProto]:
     positive = stumps(rng, 1, "class") | {"classlabels_int64s": [5, 9], "post_transform": "LOGISTIC"}
     positive["class_weights"] = np.abs(positive["class_weights"]).tolist()
 
+    own = stumps(rng, 3, "class") | {"classlabels_int64s": [5, 9, 11]}
+    renamed = ml("TreeEnsembleClassifier", ["x"], ["label", "other"], **own)
+
     def pair(attributes: dict[str, Any]) -> onnx.ModelProto:
         trees = ml("TreeEnsembleClassifier", ["x"], ["picked", "y"], **attributes)
         return graph([trees], {"picked": (INT64, [None]), "y": (FLOAT, [None, 2])})
 
     return {
-        "no tree operator": graph([node("Relu", ["x"], ["y"])], SCORES),
+        "no tree operators": graph([node("Relu", ["x"], ["y"])], SCORES),
         "MAX": graph([regressor(rng, "x", aggregate_function="MAX")], SCORES),
         "PROBIT": graph([regressor(rng, "x", post_transform="PROBIT")], SCORES),
+        "2 tree operators": graph(
+            [regressor(rng, "x"), node("Identity", ["y"], ["z"]), renamed], {"label": (INT64, [None]), "z": SCORES["y"]}
+        ),
+        "Softmax along": graph(
+            [regressor(rng, "x", 2), node("Reshape", ["y", "s"], ["z"]), node("Softmax", ["z"], ["p"])],
+            {"p": (FLOAT, [None, None])},
+            {"s": np.int64([-1, 2])},
+        ),
         "operator Normalizer": graph([ml("Normalizer", ["x"], ["t"], norm="L2"), regressor(rng)], SCORES),
         "operator Abs": graph([node("Abs", ["x"], ["t"]), regressor(rng)], SCORES),
         "constants that are 0": graph([node("Mul", ["x", "c"], ["t"]), regressor(rng)], SCORES, {"c": np.float32([0])}),

@@ -17,6 +17,7 @@ from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest
 from outrider.compiler.frontends.onnx_graph import TreeGraph, check_trees, read_graph
 from outrider.compiler.frontends.onnx_nodes import NotAForest
+from outrider.compiler.frontends.onnx_trees import attributes_of
 from outrider.compiler.model import (
     LABEL,
     PROBABILITIES,
@@ -53,6 +54,9 @@ _DTYPES: dict[str, Dtype] = {
 }
 
 
+_IDENTITY_OPSET = 9  # as old as exporters of trees write, and knows Identity
+
+
 class OnnxFrontend:
     """Reads ONNX files and `onnx.ModelProto` objects, with their weights inside."""
 
@@ -72,7 +76,9 @@ class OnnxFrontend:
 def _read(data: bytes, options: ReadOptions) -> Model:
     import onnx
 
-    model, zipped = _without_zip_maps(_parse(data))
+    model = _parse(data)
+    maps = _unzip_maps(model)
+    zipped = maps[0] if len(maps) == 1 else ()
     graph = model.graph
     check_trees(graph)
     inputs = tuple(_input_spec(value, onnx.TensorProto.DataType.Name) for value in graph.input)
@@ -83,7 +89,7 @@ def _read(data: bytes, options: ReadOptions) -> Model:
         )
     batch = batches.pop()
     found = _try(lambda: read_graph(graph, inputs))
-    plain = model.SerializeToString(deterministic=True) if zipped else data
+    plain = model.SerializeToString(deterministic=True) if maps else data
     session = _session(plain)
     names = tuple(value.name for value in graph.output)
 
@@ -167,22 +173,24 @@ def _forest_model(
     )
 
 
-def _without_zip_maps(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Label, ...]]:
-    """The model with plain matrices of probabilities where exporters zip them to maps, and the labels of those maps."""
+def _unzip_maps(model: onnx.ModelProto) -> list[tuple[Label, ...]]:
+    """Put plain matrices of probabilities where exporters zip them to maps; the labels of each that was one."""
     import onnx
 
-    graph, labels = model.graph, ()
-    outputs = {value.name: value for value in graph.output}
-    for node in graph.node:
+    outputs = {value.name: value for value in model.graph.output}
+    zipped: list[tuple[Label, ...]] = []
+    for node in model.graph.node:
         if node.op_type == "ZipMap" and node.output[0] in outputs:
-            attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-            texts = attributes.get("classlabels_strings") or ()
-            labels = tuple(text.decode() for text in texts) or tuple(attributes.get("classlabels_int64s") or ())
-            matrix = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, [None, len(labels)])
+            attributes = attributes_of(node)
+            texts = tuple(text.decode() for text in attributes.get("classlabels_strings", ()))
+            zipped.append(texts or tuple(attributes.get("classlabels_int64s", ())))
+            matrix = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, [None, len(zipped[-1])])
             outputs[node.output[0]].CopyFrom(matrix)
             node.op_type, node.domain = "Identity", ""
             del node.attribute[:]
-    return model, labels
+    if zipped and not any(opset.domain == "" for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("", _IDENTITY_OPSET))
+    return zipped
 
 
 def _label_dtype(labels: Sequence[Label]) -> Dtype:

@@ -45,12 +45,14 @@ class Columns:
 class Result:
     """What a tree operator gives: a Forest for its scores. `labels` of a classifier, in the order of the columns.
 
-    `labelled`: its own label output is that of the largest column, the first among equals.
+    `labelled`: its own label output is that of the largest column, the first among equals. `reshaped`: it may not be
+    a matrix of rows and columns any more.
     """
 
     forest: Forest
     labels: tuple[Label, ...] = ()
     labelled: bool = False
+    reshaped: bool = False
 
 
 def read_forest(ensemble: Ensemble, columns: Columns) -> Result:

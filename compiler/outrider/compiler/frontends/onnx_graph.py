@@ -21,6 +21,7 @@ from outrider.compiler.frontends.onnx_trees import TREE_OPERATORS, attributes_of
 from outrider.compiler.model import Label, Precision, plain_labels
 from outrider.compiler.trees.forest import Forest, Transform
 from outrider.runtime.bundle.manifest import TensorSpec
+from outrider.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import onnx
@@ -81,8 +82,9 @@ class _Walk:
     def __init__(self, graph: onnx.GraphProto, inputs: tuple[TensorSpec, ...]) -> None:
         import onnx
 
-        if not any(node.op_type in TREE_OPERATORS for node in graph.node):
-            raise NotAForest("it has no tree operator")
+        operators = sum(node.op_type in TREE_OPERATORS for node in graph.node)
+        if operators != 1:
+            raise NotAForest(f"it has {operators or 'no'} tree operators")
         if len(inputs) != 1 or inputs[0].dtype not in ("float32", "float64") or len(inputs[0].shape) != 2:
             raise NotAForest("its input is not one matrix of floats")
         if inputs[0].shape[0] is not None:
@@ -173,7 +175,9 @@ class _Walk:
 
     def _reshape(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
         value = self._given(node)
-        if isinstance(value, Result | Choice) or value is None:
+        if isinstance(value, Result):
+            return replace(value, reshaped=True)
+        if isinstance(value, Choice) or value is None:
             return value
         raise NotAForest(f"it has the operator {node.op_type} before its trees")
 
@@ -224,13 +228,14 @@ class _Walk:
     def _gather(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
         """Columns by their numbers; or labels by their places, as ArrayFeatureExtractor does it."""
         value, places = (self._known.get(name) for name in node.input)
-        if isinstance(value, np.ndarray) and isinstance(places, Choice):
+        if isinstance(value, np.ndarray) and isinstance(places, Choice) and (value.ndim == 1 or len(value) == 1):
             return self._named(value, places)
         axis = attributes.get("axis", 0) if node.op_type == "Gather" else 1
         if not isinstance(value, Columns) or not isinstance(places, np.ndarray) or axis not in (1, -1):
             raise NotAForest(f"it has the operator {node.op_type} with something else than columns")
         numbers = places.ravel().tolist()
-        if places.ndim == 0 or any(not -len(value.features) <= number < len(value.features) for number in numbers):
+        flat = places.ndim == 1 or (places.ndim > 1 and node.op_type == "ArrayFeatureExtractor")
+        if not flat or any(not -len(value.features) <= number < len(value.features) for number in numbers):
             raise NotAForest(f"it has the operator {node.op_type} with places that are no columns")
         return replace(value, features=tuple(value.features[number] for number in numbers))
 
@@ -240,8 +245,9 @@ class _Walk:
         value = self._given(node)
         if not isinstance(value, Result) or value.forest.transform != "identity" or value.forest.complement:
             raise NotAForest(f"it has the operator {node.op_type} for something else than sums of trees")
-        if node.op_type == "Softmax" and (attributes.get("axis", -1) not in (1, -1) or value.forest.outputs == 1):
-            raise NotAForest("it has the operator Softmax along the rows")
+        along = attributes.get("axis", -1) in (1, -1) and value.forest.outputs > 1 and not value.reshaped
+        if node.op_type == "Softmax" and not along:
+            raise NotAForest("it has the operator Softmax along something else than the outputs")
         return replace(value, forest=replace(value.forest, transform=_TRANSFORMS[node.op_type]))
 
     @staticmethod
@@ -260,14 +266,18 @@ class _Walk:
     def _argmax(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
         value = self._given(node)
         along = attributes.get("axis", 0) in (1, -1) and not attributes.get("select_last_index", 0)
-        if not isinstance(value, Result) or not along or value.forest.columns_out == 1:
+        if not isinstance(value, Result) or not along or value.forest.columns_out == 1 or value.reshaped:
             raise NotAForest("it has the operator ArgMax for something else than columns of the result")
         return Choice(tuple(range(value.forest.columns_out)))
 
     @staticmethod
     def _named(names: Constant, places: Choice) -> Choice:
         """Labels looked up in a table."""
-        table = plain_labels([name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()])
+        values = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]
+        try:
+            table = plain_labels(values)
+        except UnsupportedError as e:
+            raise NotAForest("it looks labels up that are neither integers nor text") from e
         numbers = [place for place in places.labels if isinstance(place, int) and 0 <= place < len(table)]
         if len(numbers) != len(places.labels):
             raise NotAForest("it looks labels up in a table that lacks them")

@@ -129,6 +129,7 @@ def _model(
         description=f"{kind}, {objective}, {len(forest.trees)} trees, {forest.nodes} nodes",
         sha256=sha256,
         probabilities=objective.startswith("multi:") or kind.endswith("Classifier"),
+        decides_in="float32",
         class_labels=labels,
         names=feature_names(options.feature_names, booster.feature_names),
     )
