@@ -1,4 +1,4 @@
-"""What the compiler's tests share: a forest built and run next to its source, and adversarial rows for it."""
+"""What the compiler's tests share: a forest next to its source, built and run or read only, and rows for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from outrider.compiler.backends import Candidate, backend
 from outrider.compiler.frontends import ReadOptions, read_model
 from outrider.compiler.model import Model
-from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.forest import LEAF, NUMERIC, CategorySplit, Forest, sort_key
 from outrider.compiler.trees.rows import rows_from_thresholds
 from outrider.compiler.verify import ATOL, RTOL
 from outrider.runtime.engines import open_engine
@@ -33,8 +33,9 @@ def _adversarial(model: Model, seed: int = 0) -> Array:
 
 def _assert_close(found: Array, wanted: Array) -> None:
     assert found.shape == wanted.shape
-    error = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
-    assert (error <= ATOL + RTOL * np.abs(wanted)).all(), float(error.max())
+    assert np.array_equal(np.isnan(found), np.isnan(wanted))
+    error = np.nan_to_num(np.abs(found.astype(np.float64) - wanted.astype(np.float64)))
+    assert (error <= ATOL + RTOL * np.abs(np.nan_to_num(wanted))).all(), float(error.max())
 
 
 @pytest.fixture(scope="session")
@@ -48,18 +49,18 @@ def agree() -> Agree:
             warnings.simplefilter("ignore")
             model = read_model(source, ReadOptions(**options))
         made = backend("native").build(model, Candidate("native", options={"lanes": str(lanes)}), get_target("host"))
-        output = model.computed[0]
+        given, output = model.signature.inputs[0].name, model.computed[0]
         with closing(open_engine(made.entry, made.data, model.signature)) as engine:
             for batch in (*rows, _adversarial(model)):
                 data = np.ascontiguousarray(batch, np.float32)
-                found = engine.run({"features": data})[output]
-                _assert_close(found, model.reference({"features": data})[output])
+                found = engine.run({given: data})[output]
+                _assert_close(found, model.reference({given: data})[output])
                 if expected is not None:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")
                         _assert_close(found, np.asarray(expected(data)))
                 for size in (0, 1, 63, 64, 65):
-                    part = engine.run({"features": np.ascontiguousarray(data[:size])})[output]
+                    part = engine.run({given: np.ascontiguousarray(data[:size])})[output]
                     assert np.array_equal(part, found[:size], equal_nan=True)
 
     return check
@@ -74,6 +75,93 @@ def forests() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def sums() -> Callable[[Forest, Array], Array]:
+    """Sums of a forest [n, outputs], float64, before the transform: the IR as its docstrings say, in numpy.
+
+    float32 rows are decided by `bound`, float64 rows by `threshold`.
+    """
+
+    def evaluate(forest: Forest, rows: Array) -> Array:
+        found = np.zeros((len(rows), forest.outputs))
+        tiny = np.abs(rows) <= np.float32(1e-35)
+        missing = np.isnan(rows) | (tiny & (forest.missing == "zero"))
+        read = np.where(tiny & forest.tiny_is_zero, rows.dtype.type(0), rows)
+        for tree in forest.trees:
+            at = np.zeros(len(rows), np.int64)
+            while (tree.kind[at] != LEAF).any():
+                for node in np.unique(at[tree.kind[at] != LEAF]).tolist():
+                    here, column = at == node, tree.feature[node]
+                    if tree.kind[node] == NUMERIC:
+                        x = read[here, column]
+                        single = x.dtype == np.float32
+                        right = sort_key(x) >= tree.bound[node] if single else ~(x <= tree.threshold[node])
+                        right = np.where(missing[here, column], tree.missing_right[node], right)
+                    else:
+                        split = tree.categories[tree.payload[node]]
+                        right = np.array([_category_right(forest, split, x) for x in rows[here, column].tolist()])
+                    at[here] = np.where(right, tree.right[node], tree.left[node])
+            found[:, slice(None) if tree.output is None else [tree.output]] += tree.values[tree.payload[at]]
+        return found + forest.base if forest.divisor is None else found / forest.divisor + forest.base
+
+    return evaluate
+
+
+def _category_right(forest: Forest, split: CategorySplit, x: float) -> bool:
+    if np.isnan(x):
+        return split.missing_right
+    lowest = x > -1 if forest.negative_fraction_is_zero else x >= 0
+    if not lowest or x >= 1 << 24 or (forest.exact_categories and x != int(x)):
+        return split.other_right
+    return int(x) in split.right or (int(x) not in split.left and split.other_right)
+
+
+def _result(forest: Forest, x: Array) -> Array:
+    """The result of float64 sums [n, outputs], as finish.h computes it."""
+    scale = forest.scale
+    with np.errstate(over="ignore"):
+        if forest.transform == "argmax":
+            return x.argmax(axis=1)
+        if forest.transform == "softmax":
+            shares = np.exp(x - x.max(axis=1, keepdims=True))
+            return shares / shares.sum(axis=1, keepdims=True)
+        if forest.transform == "softmax_zero":
+            takes_part = np.abs(x) > np.float32(1e-7)
+            shares = np.where(takes_part, np.exp(x - x.max(axis=1, keepdims=True)), 0)
+            with np.errstate(invalid="ignore"):
+                return shares / shares.sum(axis=1, keepdims=True)
+        found: Array = {
+            "identity": lambda: x,
+            "sigmoid": lambda: 1 / (1 + np.exp(-scale * x)),
+            "exponential": lambda: np.exp(x),
+            "hinge": lambda: (x > 0) * 1.0,
+            "signed_square": lambda: np.sign(x) * x * x,
+            "log_one_plus_exp": lambda: np.logaddexp(0, x),
+            "exponential_ratio": lambda: 2 ** (-x / scale),
+            "isolation": lambda: -(2 ** (-x / scale)),
+        }[forest.transform]()
+    return np.concatenate([1 - found, found], axis=1) if forest.complement else found
+
+
+@pytest.fixture(scope="session")
+def reads(sums: Callable[[Forest, Array], Array]) -> Callable[..., Model]:
+    """Check that the IR of a model gives the source's results, on adversarial rows too; nothing is built."""
+
+    def check(source: Any, *rows: Array, **options: Any) -> Model:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = read_model(source, ReadOptions(**options))
+        assert isinstance(model.payload, Forest)
+        for batch in (*rows, _adversarial(model)):
+            data = np.ascontiguousarray(batch, np.float32)
+            wanted = model.reference({model.signature.inputs[0].name: data})[model.computed[0]]
+            found = _result(model.payload, sums(model.payload, data)).reshape(wanted.shape)
+            _assert_close(found.astype(np.float32), wanted)
+        return model
+
+    return check
 
 
 @pytest.fixture

@@ -139,9 +139,6 @@ def test_unsupported_models_name_what_is_supported(table, tmp_path):
     steps = pipeline.make_pipeline(preprocessing.StandardScaler(), ensemble.RandomForestClassifier(2))
     with pytest.raises(UnsupportedError, match="compile the model inside it"):
         read_model(steps.fit(filled, target))
-    both = np.stack([target, target > 0], axis=1)
-    with pytest.raises(UnsupportedError, match="several targets"):
-        read_model(ensemble.RandomForestClassifier(2).fit(filled, both))
     with pytest.raises(UnsupportedError, match=r"builtins\.dict"):
         read_model({"trees": []})
     catboost = tmp_path / "model.cbm"

@@ -27,6 +27,7 @@ from outrider.runtime.bundle import (
     Manifest,
     Measurement,
     Parity,
+    TensorSpec,
     archive,
     checks,
     decode_manifest,
@@ -439,6 +440,9 @@ def contradictions() -> dict[str, Callable[[Manifest], Manifest]]:
         "artifact input unknown": artifact(inputs=("other",)),
         "artifact output unknown": artifact(outputs=("score", "other")),
         "artifact computes too little": artifact(outputs=("label",)),
+        "columns of a matrix that nothing computes": lambda m: signature(
+            outputs=(*m.signature.outputs, TensorSpec(name="probabilities_0", dtype="float32", shape=(None, 1)))
+        )(m),
         "artifact output twice": artifact(outputs=("score", "score")),
         "artifact of no candidate": artifact(candidate="absent"),
         "artifact twice": lambda m: replace(m, artifacts=m.artifacts * 2),

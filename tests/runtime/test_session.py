@@ -25,7 +25,7 @@ from outrider.runtime.bundle import (
 )
 from outrider.runtime.features.plan import FeaturePlan, RawColumn
 from outrider.runtime.target import Requirements
-from outrider.runtime.tensors import check_inputs, class_labels, derive_label
+from outrider.runtime.tensors import check_inputs, class_labels, derive, derive_label
 from outrider.runtime.trust import TrustStore, generate_key, sign_bundle
 from outrider.targets import get_target
 
@@ -288,8 +288,25 @@ def test_labels_are_derived() -> None:
     assert derive_label({"score": half[:, None]}, labelled(3, 9)).tolist() == [3, 3, 9]
     table = np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]], np.float32)
     assert derive_label({"score": half, "probabilities": table}, labelled(1, 2, 3)).tolist() == [2, 1]
+    assert derive_label({"probabilities": np.ones((2, 1), np.float32)}, labelled("only")).tolist() == ["only"] * 2
     assert class_labels(labelled(1, 2)).dtype == np.int64
     assert class_labels(labelled("a", 2)).dtype == object
+
+
+def of_targets(*columns: int, whole: int) -> Signature:
+    shapes = {"probabilities": whole, **{f"probabilities_{i}": count for i, count in enumerate(columns)}}
+    specs = tuple(TensorSpec(name=name, dtype="float32", shape=(None, count)) for name, count in shapes.items())
+    return Signature(inputs=(), outputs=specs, predict="probabilities")
+
+
+def test_the_columns_of_each_target_are_derived() -> None:
+    signature = of_targets(2, 1, whole=3)
+    table = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert derive("probabilities_0", {"probabilities": table}, signature).tolist() == [[0, 1], [3, 4]]
+    assert derive("probabilities_1", {"probabilities": table}, signature).tolist() == [[2], [5]]
+    assert signature.target_columns() == {"probabilities_0": slice(0, 2), "probabilities_1": slice(2, 3)}
+    assert of_targets(2, 2, whole=3).target_columns() == {}
+    assert of_targets(whole=3).target_columns() == {}
 
 
 def test_several_inputs() -> None:

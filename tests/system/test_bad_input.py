@@ -3,6 +3,8 @@
 | Case | What the user sees: here | Inside |
 | --- | --- | --- |
 | a corrupt or truncated model | `test_a_model_that_cannot_be_read` | compiler/test_frontends.py, compiler/test_cli.py |
+| a model whose trees are none | `test_a_model_that_cannot_be_read` | compiler/test_sound_files.py, \
+compiler/test_check.py, compiler/test_onnx_graphs.py `test_trees_that_are_none` |
 | a model with zero trees | `test_a_model_without_trees` | compiler/test_frontends.py `test_zero_trees` |
 | a bundle for another target | `test_a_bundle_for_another_target`, `test_a_release_without_a_bundle_for_the_device` | \
 runtime/test_session.py, runtime/test_admission.py, runtime/update/test_installer.py `TestDeclinedBundles` |
@@ -75,13 +77,18 @@ def _foreign_target() -> str:
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["cut short", "overwritten", "empty"])
+@pytest.mark.parametrize("damage", ["cut short", "overwritten", "empty", "in a circle"])
 def test_a_model_that_cannot_be_read(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     data = (made / "wave.ubj").read_bytes()
     (tmp_path / "wave.ubj").write_bytes(
-        {"cut short": data[: len(data) // 2], "overwritten": os.urandom(400), "empty": b""}[damage]
+        {
+            "cut short": data[: len(data) // 2],
+            "overwritten": os.urandom(400),
+            "empty": b"",
+            "in a circle": _in_a_circle(data),
+        }[damage]
     )
     before = shutil.copy(made / "1.orb", tmp_path / "wave.orb")
     arguments = ["compile", str(tmp_path / "wave.ubj"), "-o", str(before)]
@@ -89,6 +96,13 @@ def test_a_model_that_cannot_be_read(
     _one_clear_line(capsys, "wave.ubj")
     assert before.read_bytes() == (made / "1.orb").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["wave.orb", "wave.ubj"]
+
+
+def _in_a_circle(data: bytes) -> bytes:
+    """The model with the root of its last tree as its own child, which XGBoost itself would follow without end."""
+    mark = b"left_children[$l#L"
+    start = data.rindex(mark) + len(mark) + 8  # behind the number of nodes
+    return data[:start] + bytes(4) + data[start + 4 :]
 
 
 def test_a_model_without_trees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

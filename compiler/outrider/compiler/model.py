@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.compiler.trees.check import check_forest
 from outrider.compiler.trees.forest import Forest
 from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
 from outrider.runtime.errors import BadModelError, UnsupportedError
@@ -17,16 +18,21 @@ from outrider.runtime.errors import BadModelError, UnsupportedError
 Array = NDArray[Any]
 Reference = Callable[[Mapping[str, Array]], dict[str, Array]]
 Label = int | str
+Precision = Literal["float32", "float64"]
 
 FEATURES, SCORE, PROBABILITIES, LABEL = "features", "score", "probabilities", "label"
 
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """An ONNX file as bytes. `batch` is its fixed number of rows, None where it is free."""
+    """An ONNX file as bytes. `batch` is its fixed number of rows, None where it is free.
+
+    `no_forest` says in words why the graph is not read as a Forest.
+    """
 
     data: bytes
     batch: int | None
+    no_forest: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ class Model:
 
     `reference` runs the source library itself: inputs as in the signature -> the outputs an artifact computes.
     `computed` are the outputs that an artifact gives: all but a `label` that the session derives. `sha256` is of the
-    serialised source. `accepts_nan` and `accepts_inf`: whether the source library takes such rows.
+    serialised source. `accepts_nan` and `accepts_inf`: whether the source library takes such rows. `decides_in`: the
+    type in which the source library compares features. Where it is float32, float64 rows are rounded first; where it
+    is float64, they may fall between two float32 values, and `Tree.threshold` decides on them.
     """
 
     framework: str
@@ -48,6 +56,7 @@ class Model:
     computed: tuple[str, ...]
     accepts_nan: bool = True
     accepts_inf: bool = True
+    decides_in: Precision = "float32"
 
 
 def forest_model(
@@ -59,14 +68,19 @@ def forest_model(
     description: str,
     sha256: str,
     probabilities: bool,
+    decides_in: Precision = "float32",
     class_labels: Sequence[Label] = (),
+    classes: Sequence[int] = (),
     names: Sequence[str] = (),
 ) -> Model:
     """The model of a forest. `predict` is the source library's own, float32 [n, features] -> [n] or [n, k].
 
     `probabilities`: a matrix output holds class probabilities. `class_labels` give an output `label`; they must be
-    as many as the classes. Raises BadModelError where `names` of features or labels do not fit the model.
+    as many as the classes. `classes`: of a classifier of several targets, how many each has; the matrix holds their
+    probabilities side by side, and each target has an output of its own beside it.
+    Raises BadModelError for a forest that is none, and where `names` of features or labels do not fit the model.
     """
+    check_forest(forest)
 
     def reference_rows(rows: NDArray[np.float32]) -> Array:
         with warnings.catch_warnings():
@@ -85,9 +99,12 @@ def forest_model(
         raise UnsupportedError(
             f"the model predicts arrays of shape {('n', *shape)}, its trees give {forest.columns_out} values a row"
         )
+    targets = tuple(
+        TensorSpec(name=f"{name}_{i}", dtype="float32", shape=(None, count)) for i, count in enumerate(classes)
+    )
     signature = Signature(
         inputs=(TensorSpec(name=FEATURES, dtype="float32", shape=(None, forest.features)),),
-        outputs=(TensorSpec(name=name, dtype="float32", shape=(None, *shape)), *label_output(class_labels)),
+        outputs=(TensorSpec(name=name, dtype="float32", shape=(None, *shape)), *targets, *label_output(class_labels)),
         predict=name,
         feature_names=_check_names(tuple(names), forest.features),
         class_labels=check_labels(tuple(class_labels), shape[0] if shape else 2),
@@ -103,6 +120,7 @@ def forest_model(
         computed=(name,),
         accepts_nan=_accepts(reference_rows, forest.features, np.nan),
         accepts_inf=_accepts(reference_rows, forest.features, np.inf),
+        decides_in=decides_in,
     )
 
 

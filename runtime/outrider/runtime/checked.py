@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from outrider.runtime.bundle.manifest import Manifest
 from outrider.runtime.engines.base import Array, Engine
 from outrider.runtime.errors import BadDataError
-from outrider.runtime.tensors import check_inputs, derive_label, frame_to_matrix, is_frame
+from outrider.runtime.tensors import check_inputs, derive, frame_to_matrix, is_frame
 
 
 class Tap(Protocol):
@@ -74,7 +74,7 @@ class CheckedModel:
     def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         computed = self._engine.run(inputs)
         outputs = {
-            spec.name: computed[spec.name] if spec.name in computed else derive_label(computed, self._signature)
+            spec.name: computed[spec.name] if spec.name in computed else derive(spec.name, computed, self._signature)
             for spec in self._signature.outputs
         }
         if self._tap is not None:

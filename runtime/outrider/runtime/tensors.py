@@ -29,13 +29,22 @@ def check_inputs(inputs: Mapping[str, Any], signature: Signature) -> dict[str, A
     return checked
 
 
+def derive(name: str, outputs: Mapping[str, Array], signature: Signature) -> Array:
+    """The output that no artifact computes: a target's columns of `probabilities`, or else the class label."""
+    columns = signature.target_columns().get(name)
+    if columns is None:
+        return derive_label(outputs, signature)
+    return np.ascontiguousarray(outputs["probabilities"][:, columns])
+
+
 def derive_label(outputs: Mapping[str, Array], signature: Signature) -> Array:
     """The class label of each row: from `probabilities`, `score` or the main output, whichever is computed first.
 
     A vector is the probability of the second class, a matrix has a column for each class; ties go to the first.
     """
     source = next(outputs[name] for name in ("probabilities", "score", signature.predict) if name in outputs)
-    chosen = source > 0.5 if source.ndim == 1 or source.shape[1] == 1 else source.argmax(axis=1)
+    second = source.ndim == 1 or (source.shape[1] == 1 and len(signature.class_labels) == 2)
+    chosen = source > 0.5 if second else source.argmax(axis=1)
     labels: Array = class_labels(signature)[chosen.reshape(-1).astype(np.intp)]
     return labels
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from outrider.compiler.backends import Built, Candidate, Times, artifact_entry
-from outrider.compiler.model import Model
+from outrider.compiler.model import Model, OnnxGraph
 from outrider.compiler.trees import select
 from outrider.compiler.trees.emit import artifact_sources
 from outrider.compiler.trees.forest import Forest
@@ -28,8 +28,9 @@ class NativeBackend:
 
     def refuses(self, model: Model, target: Target) -> str | None:
         """Anything but a forest."""
-        if not isinstance(model.payload, Forest):
-            return "the model is not a tree ensemble, which is what this backend compiles"
+        payload = model.payload
+        if isinstance(payload, OnnxGraph):
+            return f"the graph is not read as a tree ensemble, which is what this backend compiles: {payload.no_forest}"
         return None
 
     def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:

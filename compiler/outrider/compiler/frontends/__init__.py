@@ -18,7 +18,7 @@ from outrider.compiler.model import Label, Model
 from outrider.runtime.errors import BadInputError, BadModelError, NotFoundError, UnsupportedError, UsageError
 
 SUPPORTED = (
-    "XGBoost (gbtree, dart), LightGBM, scikit-learn forests, gradient boosting and isolation forests, "
+    "XGBoost (gbtree, dart), LightGBM, scikit-learn forests, extra trees, gradient boosting and isolation forests, "
     "Treelite checkpoints, ONNX"
 )
 

@@ -1,11 +1,14 @@
 """LightGBM: Booster, the scikit-learn wrappers, text files.
 
-LightGBM decides in double on the values that it is given; float32 rows are exact in double. Values of at most 1e-35
-are zero to it, a category is truncated towards zero, and with `zero_as_missing` zero is missing, like NaN.
+LightGBM decides and adds in double on the values that it is given, float64 rows as they are; float32 rows are exact in
+double. Values of at most 1e-35 are zero to it, a category is truncated towards zero, and with `zero_as_missing` zero is
+missing, like NaN.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
-from outrider.compiler.frontends.convert import digest, through_treelite
+from outrider.compiler.frontends.convert import check_categories, digest, through_treelite
+from outrider.compiler.frontends.wellformed import check_lightgbm
 from outrider.compiler.model import Array, Label, Model, feature_names, forest_model, plain_labels
 from outrider.compiler.trees.forest import Forest, Tree
 from outrider.compiler.trees.read import read_treelite
@@ -23,7 +27,9 @@ from outrider.runtime.errors import BadModelError, UnsupportedError
 
 if TYPE_CHECKING:
     import lightgbm
+    import treelite
 
+_RAW = ("none", "custom")  # objectives of the caller's own, whose scores are given as they are
 _CATEGORICAL_BIT, _DEFAULT_LEFT_BIT, _MISSING_SHIFT, _MISSING_ZERO = 1, 2, 2, 1  # of LightGBM's `decision_type`
 
 
@@ -48,7 +54,10 @@ class LightGBMFrontend:
             text = path.read_text()
         except UnicodeDecodeError as e:
             raise BadModelError(f"{path} is not a LightGBM text model") from e
-        _check_complete(text, str(path))
+        try:
+            check_lightgbm(text)
+        except BadModelError as e:
+            raise BadModelError(f"{path} is not a complete and sound LightGBM model: {e.message}") from e
         try:
             booster = lightgbm.Booster(model_str=text)
         except (lightgbm.basic.LightGBMError, ValueError) as e:
@@ -85,7 +94,7 @@ def _read_wrapper(source: lightgbm.LGBMModel, options: ReadOptions) -> Model:
     forest, objective = _read_forest(booster, text)
     labels: tuple[Label, ...] = ()
     predict: Callable[..., Any] = source.predict
-    if isinstance(source, lightgbm.LGBMClassifier):
+    if isinstance(source, lightgbm.LGBMClassifier) and objective not in _RAW:
         predict = source.predict_proba
         labels = tuple(options.class_labels) or plain_labels(source.classes_)
         forest = replace(forest, complement=forest.outputs == 1)
@@ -124,7 +133,8 @@ def _model(
         framework_version=lightgbm.__version__,
         description=f"{kind}, {objective}, {len(forest.trees)} trees, {forest.nodes} nodes",
         sha256=sha256,
-        probabilities=objective.startswith("multiclass") or kind.endswith("Classifier"),
+        probabilities=objective.startswith("multiclass") or (kind.endswith("Classifier") and objective not in _RAW),
+        decides_in="float64",
         class_labels=labels,
         names=feature_names(options.feature_names, _own_names(booster)),
     )
@@ -138,18 +148,44 @@ def _own_names(booster: lightgbm.Booster) -> list[str] | None:
 
 def _read_forest(booster: lightgbm.Booster, text: str) -> tuple[Forest, str]:
     """The forest and the objective's name."""
-    import treelite
-
     lines = text.splitlines()
     if any(line.strip() == "is_linear=1" for line in lines):
         raise UnsupportedError("LightGBM's linear trees are not supported", hint="train with linear_tree=False")
     if not any(line.startswith("Tree=") for line in lines):
         raise BadModelError("the model has zero trees", hint="train it for at least one round")
-    model = through_treelite("this LightGBM model", lambda: treelite.frontend.from_lightgbm(booster))
-    forest = read_treelite(model, precision="float64")
-    forest = replace(_with_missing(forest, lines), tiny_is_zero=True, negative_fraction_is_zero=True)
-    objective = next((line.partition("=")[2] for line in lines if line.startswith("objective=")), "none")
-    return forest, objective.split(" ")[0]
+    for categories in _frame_categories(lines):
+        check_categories("a feature of the model", categories)
+    objective = _header(lines, "objective").split(" ")[0] or "none"
+    forest = read_treelite(_import(booster, text, objective, int(_header(lines, "num_class"))), precision="float64")
+    if objective in _RAW:
+        forest = replace(forest, transform="identity")
+    return replace(_with_missing(forest, lines), tiny_is_zero=True, negative_fraction_is_zero=True), objective
+
+
+def _import(booster: lightgbm.Booster, text: str, objective: str, classes: int) -> treelite.Model:
+    """Through Treelite, which takes several classes only with an objective that it knows."""
+    import treelite
+
+    what = f"this LightGBM model, whose objective is {objective!r},"
+    if objective not in _RAW or classes == 1:
+        return through_treelite(what, lambda: treelite.frontend.from_lightgbm(booster))
+    lines = [line for line in text.split("\n") if not line.startswith("objective=")]
+    lines.insert(lines.index(f"num_class={classes}"), f"objective=multiclass num_class:{classes}")
+    with tempfile.TemporaryDirectory(prefix="outrider-lightgbm-") as folder:
+        path = Path(folder, "model.txt")
+        path.write_text("\n".join(lines))
+        return through_treelite(what, lambda: treelite.frontend.load_lightgbm_model(path))
+
+
+def _header(lines: list[str], name: str) -> str:
+    return next((line.partition("=")[2] for line in lines if line.startswith(f"{name}=")), "")
+
+
+def _frame_categories(lines: list[str]) -> list[list[object]]:
+    """The categories of each categorical column of the frame that the model was trained on; nothing without a frame."""
+    found = next((line.partition(":")[2] for line in reversed(lines) if line.startswith("pandas_categorical:")), "null")
+    categories: list[list[object]] = json.loads(found) or []
+    return categories
 
 
 def _with_missing(forest: Forest, lines: list[str]) -> Forest:
@@ -186,20 +222,3 @@ def _fields(lines: list[str], name: str) -> list[list[int]]:
     """The numbers of every line `name=1 2 3`, one line a tree that has splits."""
     found = (line.partition("=")[2].split() for line in lines if line.startswith(f"{name}="))
     return [[int(number) for number in numbers] for numbers in found if numbers]
-
-
-def _check_complete(text: str, origin: str) -> None:
-    """LightGBM reads past the end of files that are cut off, and may take the process down with it.
-
-    `tree_sizes` says how long each tree's text must be.
-    """
-    if not text.startswith("tree\n"):
-        raise BadModelError(f"{origin} is not a LightGBM text model")
-    sizes = next((line.partition("=")[2] for line in text.splitlines() if line.startswith("tree_sizes=")), "").split()
-    start, end = text.find("\nTree=0\n"), text.find("\nend of trees\n")
-    if end < 0 or not all(size.isdecimal() for size in sizes):
-        raise BadModelError(f"{origin} is not a complete LightGBM model: its trees have no end")
-    if sum(map(int, sizes)) != (len(text[start:end].encode()) if sizes else 0):
-        raise BadModelError(f"{origin} is not a complete LightGBM model: its trees are cut off or were changed")
-    if "\nend of parameters" not in text[end:]:
-        raise BadModelError(f"{origin} is not a complete LightGBM model: its parameters have no end")

@@ -1,8 +1,13 @@
-"""ONNX files. The reference is ONNX Runtime with its graph optimisations switched off."""
+"""ONNX files. The reference is ONNX Runtime with its graph optimisations switched off.
+
+A graph that is a tree ensemble and no more than exporters put around one becomes a Forest; any other stays a graph.
+ONNX Runtime compares in the type of the graph's input, so such a Forest decides on float64 rows where that is double.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +15,22 @@ import numpy as np
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest
-from outrider.compiler.model import LABEL, PROBABILITIES, Array, Model, OnnxGraph, check_labels, label_output
+from outrider.compiler.frontends.onnx_graph import TreeGraph, check_trees, read_graph
+from outrider.compiler.frontends.onnx_nodes import NotAForest
+from outrider.compiler.frontends.onnx_trees import attributes_of
+from outrider.compiler.model import (
+    LABEL,
+    PROBABILITIES,
+    Array,
+    Label,
+    Model,
+    OnnxGraph,
+    Reference,
+    check_labels,
+    label_output,
+)
 from outrider.compiler.samples import random_inputs
+from outrider.compiler.trees.check import check_forest
 from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
@@ -35,6 +54,9 @@ _DTYPES: dict[str, Dtype] = {
 }
 
 
+_IDENTITY_OPSET = 9  # as old as exporters of trees write, and knows Identity
+
+
 class OnnxFrontend:
     """Reads ONNX files and `onnx.ModelProto` objects, with their weights inside."""
 
@@ -54,7 +76,11 @@ class OnnxFrontend:
 def _read(data: bytes, options: ReadOptions) -> Model:
     import onnx
 
-    graph = _parse(data)
+    model = _parse(data)
+    maps = _unzip_maps(model)
+    zipped = maps[0] if len(maps) == 1 else ()
+    graph = model.graph
+    check_trees(graph)
     inputs = tuple(_input_spec(value, onnx.TensorProto.DataType.Name) for value in graph.input)
     batches = {spec.shape[0] for spec in inputs}
     if len(batches) != 1:
@@ -62,7 +88,9 @@ def _read(data: bytes, options: ReadOptions) -> Model:
             "the inputs of the ONNX model have different batch sizes", hint="export with one batch axis"
         )
     batch = batches.pop()
-    session = _session(data)
+    found = _try(lambda: read_graph(graph, inputs))
+    plain = model.SerializeToString(deterministic=True) if maps else data
+    session = _session(plain)
     names = tuple(value.name for value in graph.output)
 
     def reference(values: Mapping[str, Array]) -> dict[str, Array]:
@@ -70,20 +98,106 @@ def _read(data: bytes, options: ReadOptions) -> Model:
         return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
 
     outputs = _output_specs(graph, reference, inputs, batch, onnx.TensorProto.DataType.Name)
-    signature = _signature(inputs, outputs, options)
+    if isinstance(found, TreeGraph):
+        found = _try(partial(_fitting, found, outputs))
+    if isinstance(found, TreeGraph):
+        return _forest_model(found, data, graph, inputs, outputs, reference, options)
+    own_label = bool(zipped) and not options.class_labels
+    signature = _signature(inputs, outputs, options.class_labels or zipped, options, own_label=own_label)
     return Model(
         framework="onnx",
         framework_version=onnx.__version__,
         description=f"{graph.name or 'graph'}, {len(graph.node)} nodes",
         sha256=digest(data),
         signature=signature,
-        payload=OnnxGraph(data=data, batch=batch),
+        payload=OnnxGraph(data=plain, batch=batch, no_forest=found),
         reference=reference,
         computed=names,
     )
 
 
-def _parse(data: bytes) -> onnx.GraphProto:
+def _try(read: Callable[[], TreeGraph]) -> TreeGraph | str:
+    """A graph as a Forest, or why it is none."""
+    try:
+        return read()
+    except NotAForest as e:
+        return str(e)
+
+
+def _fitting(found: TreeGraph, outputs: tuple[TensorSpec, ...]) -> TreeGraph:
+    """The same. Raises NotAForest where the graph's outputs turned out to be not of a Forest's shapes."""
+    specs = {spec.name: spec for spec in outputs}
+    columns = found.forest.columns_out
+    if specs[found.output].shape not in ((None, columns), *([(None,)] if columns == 1 else [])):
+        raise NotAForest(f"its result is of the shape {specs[found.output].shape}")
+    if found.label is not None and specs[found.label] != TensorSpec(
+        name=found.label, dtype=_label_dtype(found.labels), shape=(None,)
+    ):
+        raise NotAForest("its label is not a vector of the type of its class labels")
+    return found
+
+
+def _forest_model(
+    found: TreeGraph,
+    data: bytes,
+    graph: onnx.GraphProto,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    reference: Reference,
+    options: ReadOptions,
+) -> Model:
+    """The model of a graph that is a Forest: of its names and shapes, in float32, its label left to the session."""
+    import onnx
+
+    check_forest(found.forest)
+    (given,) = inputs
+    labels = tuple(options.class_labels) or found.labels
+
+    def run(values: Mapping[str, Array]) -> dict[str, Array]:
+        rows = np.asarray(values[given.name], given.dtype)
+        return {found.output: reference({given.name: rows})[found.output].astype(np.float32)}
+
+    dtypes: dict[str | None, Dtype] = {found.label: _label_dtype(labels), found.output: "float32"}
+    kept = tuple(TensorSpec(name=spec.name, dtype=dtypes[spec.name], shape=spec.shape) for spec in outputs)
+    single = (TensorSpec(name=given.name, dtype="float32", shape=given.shape),)
+    return Model(
+        framework="onnx",
+        framework_version=onnx.__version__,
+        description=f"{graph.name or 'graph'}, {len(found.forest.trees)} trees, {found.forest.nodes} nodes",
+        sha256=digest(data),
+        signature=_signature(single, kept, labels, options, own_label=found.label is not None),
+        payload=found.forest,
+        reference=run,
+        computed=(found.output,),
+        decides_in=found.decides_in,
+    )
+
+
+def _unzip_maps(model: onnx.ModelProto) -> list[tuple[Label, ...]]:
+    """Put plain matrices of probabilities where exporters zip them to maps; the labels of each that was one."""
+    import onnx
+
+    outputs = {value.name: value for value in model.graph.output}
+    zipped: list[tuple[Label, ...]] = []
+    for node in model.graph.node:
+        if node.op_type == "ZipMap" and node.output[0] in outputs:
+            attributes = attributes_of(node)
+            texts = tuple(text.decode() for text in attributes.get("classlabels_strings", ()))
+            zipped.append(texts or tuple(attributes.get("classlabels_int64s", ())))
+            matrix = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, [None, len(zipped[-1])])
+            outputs[node.output[0]].CopyFrom(matrix)
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+    if zipped and not any(opset.domain == "" for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("", _IDENTITY_OPSET))
+    return zipped
+
+
+def _label_dtype(labels: Sequence[Label]) -> Dtype:
+    return "string" if any(isinstance(label, str) for label in labels) else "int64"
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
     import onnx
 
     try:
@@ -104,7 +218,7 @@ def _parse(data: bytes) -> onnx.GraphProto:
     model.graph.input.extend(kept)
     if not kept:
         raise BadModelError("the ONNX model has no inputs")
-    return model.graph
+    return model
 
 
 def _session(data: bytes) -> Any:
@@ -166,12 +280,20 @@ def _dtype(value: onnx.ValueInfoProto, type_name: Any) -> Dtype:
     return dtype
 
 
-def _signature(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], options: ReadOptions) -> Signature:
-    numeric = [spec for spec in outputs if spec.name != LABEL and spec.dtype != "string"] or list(outputs)
+def _signature(
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    labels: Sequence[Label],
+    options: ReadOptions,
+    *,
+    own_label: bool,
+) -> Signature:
+    numeric = [spec for spec in outputs if spec.name != LABEL and spec.dtype.startswith("float")]
+    numeric = numeric or [spec for spec in outputs if spec.name != LABEL and spec.dtype != "string"] or list(outputs)
     predict = next((spec for spec in numeric if spec.name == PROBABILITIES), numeric[0])
     classes = 2 if len(predict.shape) == 1 else predict.shape[-1] or 0
-    labels = check_labels(tuple(options.class_labels), classes)
-    own_label = any(spec.name == LABEL for spec in outputs)
+    labels = check_labels(tuple(labels), classes)
+    own_label = own_label or any(spec.name == LABEL for spec in outputs)
     names = tuple(options.feature_names)
     if names and (len(inputs) != 1 or inputs[0].shape[1:] != (len(names),)):
         raise BadModelError(f"there are {len(names)} feature names, which the ONNX model's inputs do not fit")

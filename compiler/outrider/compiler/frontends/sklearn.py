@@ -1,4 +1,8 @@
-"""scikit-learn: forests, extra trees, gradient boosting (both kinds), isolation forests."""
+"""scikit-learn: forests, extra trees, gradient boosting (both kinds), isolation forests.
+
+Histogram gradient boosting decides in double. The others round every feature to float32 first; an isolation forest
+takes what becomes infinite by that, the others refuse it. All of them add in double.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +46,11 @@ class SklearnFrontend:
         forest, sha256 = _read_forest(source, kind)
         predict = source.predict
         labels: tuple[Label, ...] = ()
+        classes: tuple[int, ...] = ()
         if kind == _ISOLATION:
             predict = source.score_samples
+        elif is_classifier(source) and getattr(source, "n_outputs_", 1) > 1:
+            predict, classes = _side_by_side(source.predict_proba), tuple(map(len, source.classes_))
         elif is_classifier(source):
             predict = source.predict_proba
             labels = tuple(options.class_labels) or plain_labels(source.classes_)
@@ -55,7 +62,9 @@ class SklearnFrontend:
             description=f"{kind}, {len(forest.trees)} trees, {forest.nodes} nodes",
             sha256=sha256,
             probabilities=is_classifier(source),
+            decides_in="float64" if kind in _HISTOGRAM else "float32",
             class_labels=labels,
+            classes=classes,
             names=feature_names(options.feature_names, _own_names(source)),
         )
 
@@ -79,33 +88,61 @@ def _read_forest(source: Any, kind: str) -> tuple[Forest, str]:
     import treelite
 
     given = source
-    if kind in _BOOSTED and source.n_estimators != len(source.estimators_):
-        given = copy.copy(source)  # stopped early: Treelite would read as many trees as were planned
+    known = _known_categories(source) if kind in _HISTOGRAM else {}
+    if kind in _BOOSTED:
+        given = copy.copy(source)  # with as many trees as there are, not as were planned, and without its start
         given.n_estimators = len(source.estimators_)
+        given.init_ = "zero"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing category is cast to an integer on the way
         model = through_treelite(f"this {kind}", lambda: treelite.sklearn.import_model(given))
     forest = read_treelite(model, precision="float64")
+    if kind in _BOOSTED:
+        forest = replace(forest, base=_start(source, forest))
     sha256 = digest(bytes(model.serialize_bytes()))
     if kind == _ISOLATION:
         forest = replace(forest, transform="isolation")
+        if forest.scale == 0:  # paths through single samples have no length: every row scores -2^-1
+            forest = replace(forest, scale=1.0, base=np.ones(1))
     if kind in ("GradientBoostingClassifier", "HistGradientBoostingClassifier") and forest.outputs == 1:
         # The exponential loss is half of the log-odds: its probability is sigmoid(2 x).
         forest = replace(forest, complement=True, scale=2.0 if source.loss == "exponential" else 1.0)
-    if kind in _HISTOGRAM:
-        forest = _with_known_categories(forest, source)
+    if known:
+        trees = tuple(_with_known(tree, known) if tree.categories else tree for tree in forest.trees)
+        forest = replace(forest, trees=trees, exact_categories=True)
     return forest, sha256
 
 
-def _with_known_categories(forest: Forest, source: Any) -> Forest:
-    """Categories that training has not seen go where missing values go; Treelite keeps only the ones sent left."""
+def _start(source: Any, forest: Forest) -> NDArray[np.float64]:
+    """The scores that boosting starts from, float64 [outputs]. Raises UnsupportedError where they depend on the row."""
+    init = source.init_
+    constant = isinstance(init, str) or (
+        type(init).__name__ in ("DummyClassifier", "DummyRegressor") and init.strategy != "stratified"
+    )
+    if not constant:
+        raise UnsupportedError(
+            f"gradient boosting that starts from the predictions of a {type(init).__name__} is not supported",
+            hint="init=None, 'zero' and constant dummy estimators are",
+        )
+    scores: NDArray[np.float64] = source._raw_predict_init(np.zeros((1, forest.features), np.float32))[0]
+    return np.asarray(scores, np.float64)
+
+
+def _side_by_side(predict: Callable[..., Any]) -> Callable[..., Array]:
+    """The probabilities of several targets, a matrix each, as one matrix of all columns."""
+    return lambda rows: np.concatenate(predict(rows), axis=1)
+
+
+def _known_categories(source: Any) -> dict[int, frozenset[int]]:
+    """The categories that training has seen, by feature. Raises UnsupportedError for others than integers from 0.
+
+    Those it has not seen go where missing values go; Treelite keeps only the ones that are sent left.
+    """
     if getattr(source, "is_categorical_", None) is None or not any(source.is_categorical_):
-        return forest
+        return {}
     encoder = source._preprocessor.named_transformers_["encoder"]
     features = np.flatnonzero(source.is_categorical_).tolist()
-    known = {feature: _integers(found) for feature, found in zip(features, encoder.categories_, strict=True)}
-    trees = tuple(_with_known(tree, known) if tree.categories else tree for tree in forest.trees)
-    return replace(forest, trees=trees, exact_categories=True)
+    return {feature: _integers(found) for feature, found in zip(features, encoder.categories_, strict=True)}
 
 
 def _integers(categories: NDArray[Any]) -> frozenset[int]:

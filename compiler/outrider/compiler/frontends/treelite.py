@@ -1,4 +1,4 @@
-"""Treelite checkpoints. Their reference is GTIL, Treelite's own interpreter."""
+"""Treelite checkpoints. Their reference is GTIL, Treelite's own interpreter, which decides in the thresholds' type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outrider.compiler.model import Array, Model, forest_model
 from outrider.compiler.trees.read import read_treelite
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
-_FLOAT32 = 2  # Treelite's number for the type
+_FLOAT32, _MULTI_CLASS = 2, 2  # Treelite's numbers for the type and the task
 
 
 class TreeliteFrontend:
@@ -50,13 +50,12 @@ def _read(model: Any, options: ReadOptions, data: bytes) -> Model:
     header = model.get_header_accessor()
     single = int(header.get_field("threshold_type")[0]) == _FLOAT32
     forest = read_treelite(model, precision="float32" if single else "float64")
-    targets = int(header.get_field("num_target")[0])
+    classes = [max(int(count), 1) for count in header.get_field("num_class")]
     task = int(header.get_field("task_type")[0])
-    labels = tuple(options.class_labels)
 
     def predict(rows: NDArray[np.float32]) -> Array:
         result = treelite.gtil.predict(model, np.ascontiguousarray(rows, np.float32 if single else np.float64))
-        matrix: Array = result[:, :, 0] if targets > 1 else result[:, 0, :]
+        matrix: Array = np.concatenate([result[:, target, :count] for target, count in enumerate(classes)], axis=1)
         return matrix[:, 0] if matrix.shape[1] == 1 else matrix
 
     return forest_model(
@@ -66,8 +65,10 @@ def _read(model: Any, options: ReadOptions, data: bytes) -> Model:
         framework_version=treelite.__version__,
         description=f"checkpoint, {len(forest.trees)} trees, {forest.nodes} nodes",
         sha256=digest(data),
-        probabilities=task == 2,  # multi-class
-        class_labels=labels,
+        probabilities=task == _MULTI_CLASS,
+        decides_in="float32" if single else "float64",
+        class_labels=tuple(options.class_labels),
+        classes=classes if len(classes) > 1 and max(classes) > 1 else (),
         names=options.feature_names,
     )
 

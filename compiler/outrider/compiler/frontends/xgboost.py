@@ -1,9 +1,13 @@
-"""XGBoost: Booster, the scikit-learn wrappers, `.json` and `.ubj` files."""
+"""XGBoost: Booster, the scikit-learn wrappers, `.json` and `.ubj` files.
+
+XGBoost rounds every feature to float32 before it compares, float64 rows too, and adds in float32. A DMatrix refuses
+infinities and what becomes one by rounding; the in-place prediction, which the wrappers use, takes them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
-from outrider.compiler.frontends.convert import digest, through_treelite
-from outrider.compiler.frontends.wellformed import check_ubjson
+from outrider.compiler.frontends.convert import check_categories, digest, through_treelite
+from outrider.compiler.frontends.ubjson import read_ubjson
+from outrider.compiler.frontends.wellformed import booster_model, check_xgboost
 from outrider.compiler.model import Array, Label, Model, feature_names, forest_model, plain_labels
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.read import read_treelite
@@ -43,10 +48,7 @@ class XGBoostFrontend:
         import xgboost
 
         data = path.read_bytes()
-        if _is_ubjson(data):
-            _check_ubjson(data, path)
-        else:
-            _check_json(data, path)
+        _check_file(data, path)
         booster = xgboost.Booster()
         try:
             booster.load_model(bytearray(data))
@@ -59,8 +61,8 @@ def _read_booster(booster: xgboost.Booster, options: ReadOptions, sha256: str) -
     objective = _check(booster)
     forest = _read_forest(booster)
     labels = tuple(options.class_labels)
-    if not labels and objective in _PROBABILITY:
-        labels = tuple(range(2 if objective.startswith("binary") else forest.outputs))
+    if not labels and objective in _PROBABILITY and (forest.outputs == 1 or objective.startswith("multi")):
+        labels = tuple(range(max(forest.outputs, 2)))
     if objective == "multi:softmax":
         forest, labels = replace(forest, transform="argmax"), ()
     return _model(
@@ -127,6 +129,7 @@ def _model(
         description=f"{kind}, {objective}, {len(forest.trees)} trees, {forest.nodes} nodes",
         sha256=sha256,
         probabilities=objective.startswith("multi:") or kind.endswith("Classifier"),
+        decides_in="float32",
         class_labels=labels,
         names=feature_names(options.feature_names, booster.feature_names),
     )
@@ -135,8 +138,29 @@ def _model(
 def _read_forest(booster: xgboost.Booster) -> Forest:
     import treelite
 
-    model = through_treelite("this XGBoost model", lambda: treelite.frontend.from_xgboost(booster))
+    if "c" not in (booster.feature_types or ()):
+        model = through_treelite("this XGBoost model", lambda: treelite.frontend.from_xgboost(booster))
+    else:
+        content = json.loads(bytes(booster.save_raw("json")))
+        _drop_categories(content, booster.feature_names)
+        text = json.dumps(content)
+        model = through_treelite("this XGBoost model", lambda: treelite.frontend.from_xgboost_json(text))
     return read_treelite(model, precision="float32")
+
+
+def _drop_categories(content: Mapping[str, Any], names: Sequence[str] | None) -> None:
+    """Take the categories of a training frame out of the model, which Treelite does not read.
+
+    Trees hold a category's place in them. A compiled model is given numbers, which must be those places.
+    Raises UnsupportedError where they are not.
+    """
+    found = booster_model(content).get("cats")
+    if not isinstance(found, dict) or not found.get("enc"):
+        return
+    for feature, encoded in enumerate(found["enc"]):
+        what = f"the feature {names[feature] if names else feature!r}"
+        check_categories(what, encoded.get("values", ()), text="offsets" in encoded)
+    found.update(enc=[], feature_segments=[], sorted_idx=[])
 
 
 def booster_predict(booster: xgboost.Booster) -> Callable[[NDArray[np.float32]], Array]:
@@ -170,21 +194,24 @@ def _is_ubjson(data: bytes) -> bool:
     return data[:1] != b"{" or data[1:].lstrip()[:1] not in (b'"', b"", b"}")
 
 
-def _check_ubjson(data: bytes, path: Path) -> None:
-    try:
-        check_ubjson(data)
-    except BadModelError as e:
-        raise BadModelError(f"{path} is not a whole XGBoost model: {e.message}") from e
-
-
-def _check_json(data: bytes, path: Path) -> None:
-    """A clear error for JSON that is cut off, or that is no model at all."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as e:
-        raise BadModelError(f"{path} is not valid JSON: {e}") from e
+def _check_file(data: bytes, path: Path) -> None:
+    """A clear error for a file that is cut off, that is no model at all, or whose trees are none."""
+    if _is_ubjson(data):
+        try:
+            content: Any = read_ubjson(data)
+        except BadModelError as e:
+            raise BadModelError(f"{path} is not a whole XGBoost model: {e.message}") from e
+    else:
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError) as e:
+            raise BadModelError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(content, dict) or "learner" not in content:
-        raise BadModelError(f"{path} is JSON, but not an XGBoost model", hint="Booster.save_model writes one")
+        raise BadModelError(f"{path} is not an XGBoost model", hint="Booster.save_model writes one")
+    try:
+        check_xgboost(content)
+    except BadModelError as e:
+        raise BadModelError(f"{path} is not a sound XGBoost model: {e.message}") from e
 
 
 def _first_line(error: Exception) -> str:

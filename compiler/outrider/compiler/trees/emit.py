@@ -31,6 +31,7 @@ _TRANSFORMS = (
     "identity",
     "sigmoid",
     "softmax",
+    "softmax_zero",
     "exponential",
     "hinge",
     "signed_square",

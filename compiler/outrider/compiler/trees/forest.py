@@ -7,11 +7,14 @@ A decision on float32 `x` is made on integers. `sort_key(x)` is an int32 whose o
 
 `x <= t` for a double `t` is `x <= floor32(t)` (the largest float32 that is not above `t`), hence
 `bound = sort_key(floor32(t)) + 1`; `x < t` for a float32 `t` has `bound = sort_key(t)`.
+
+Beside it stands the same decision on a double `x`, which has values between two float32: go left iff
+`x <= threshold`. `x < t` has the double just below `t` as its threshold.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +24,7 @@ Transform = Literal[
     "identity",
     "sigmoid",
     "softmax",
+    "softmax_zero",
     "exponential",
     "hinge",
     "signed_square",
@@ -33,6 +37,7 @@ Missing = Literal["nan", "zero"]
 
 LEAF, NUMERIC, CATEGORY = 0, 1, 2
 MAX_CATEGORY = 1 << 24  # the integers that a float32 counts without gaps
+LOWEST_KEY, HIGHEST_KEY = ~0x7F800000, 0x7F800000  # of -inf and inf
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Tree:
     `kind` is LEAF, NUMERIC or CATEGORY. NUMERIC: `bound` int32, `missing_right` bool. CATEGORY: `payload` indexes
     `categories`. LEAF: `payload` is a row of `values`, float64 [leaves, 1], or [leaves, outputs] for leaf vectors.
     `output` is the sum that a leaf adds to, None for leaf vectors, which add to all.
+    `threshold`, float64: the NUMERIC decision on doubles, left iff `x <= threshold`; NaN sends every number right.
+    Where it is not given, it is the largest float32 that goes left.
     """
 
     kind: NDArray[np.uint8]
@@ -64,6 +71,11 @@ class Tree:
     values: NDArray[np.float64]
     categories: tuple[CategorySplit, ...]
     output: int | None
+    threshold: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if len(self.threshold) == 0:
+            object.__setattr__(self, "threshold", threshold_of(self.bound))
 
     @property
     def nodes(self) -> int:
@@ -80,8 +92,10 @@ class Forest:
 
     - `outputs`: sums a row; `base` and `divisor` are float64 [outputs]; `divisor` None: not averaged.
     - `scale`: factor inside the sigmoid, or the `c` of `exponential_ratio` (2^(-x/c)) and `isolation` (-2^(-x/c)).
+    - `softmax_zero`: a softmax of the sums that are not 0 (beyond 1e-7); the others stay 0 (ONNX).
     - `complement`: a single result `p` is given as the pair `[1 - p, p]`.
-    - `missing`: `zero` makes |x| <= 1e-35 missing too. `tiny_is_zero`: |x| <= 1e-35 is read as 0 (LightGBM).
+    - `missing`: `zero` makes |x| <= 1e-35 missing too. `tiny_is_zero`: |x| <= 1e-35 is read as 0 (LightGBM). In both,
+      1e-35 is the float32 nearest to it, for double x too.
     - `negative_fraction_is_zero`: a category in (-1, 0) is category 0 (LightGBM truncates), not an unknown one.
       `exact_categories`: a fractional category is unknown (scikit-learn), not truncated.
     """
@@ -135,6 +149,21 @@ def key_value(keys: NDArray[np.int32]) -> NDArray[np.float32]:
     """The float32 of each key: the inverse of `sort_key`."""
     keys = np.ascontiguousarray(keys, np.int32)
     return np.where(keys < 0, keys ^ np.int32(0x7FFFFFFF), keys).astype(np.int32).view(np.float32)
+
+
+def threshold_of(bounds: NDArray[np.int32]) -> NDArray[np.float64]:
+    """The largest float32 that each bound sends left, as a double; NaN where it sends none left."""
+    last = np.asarray(bounds, np.int64) - 1
+    last = np.where(last == -1, -2, last)  # no float has the key -1, which would be that of -0
+    values = key_value(np.clip(last, LOWEST_KEY, HIGHEST_KEY).astype(np.int32)).astype(np.float64)
+    return np.where(last < LOWEST_KEY, np.nan, values)
+
+
+def largest_below(thresholds: NDArray[Any]) -> NDArray[np.float64]:
+    """The double `u` with which `x <= u` decides as `x < t` does, for every double x; NaN where nothing is below t."""
+    wide = np.asarray(thresholds, np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.where(wide == -np.inf, np.nan, np.nextafter(wide, -np.inf))
 
 
 def bound_below(thresholds: NDArray[Any]) -> NDArray[np.int32]:

@@ -1,4 +1,7 @@
-"""Treelite model -> Forest: thresholds become integer bounds, category lists become sets, leaves become rows."""
+"""Treelite model -> Forest: thresholds become integer bounds, category lists become sets, leaves become rows.
+
+Nothing of what is read is trusted: a file may say anything. `check.py` looks at the result as a whole.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from outrider.compiler.trees.forest import (
     Tree,
     bound_below,
     bound_up_to,
+    largest_below,
 )
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
@@ -39,55 +43,72 @@ _LESS, _LESS_EQUAL, _GREATER, _GREATER_EQUAL = 2, 3, 4, 5  # Treelite's comparis
 
 
 def read_treelite(model: treelite.Model, *, precision: Literal["float32", "float64"]) -> Forest:
-    """Bring a Treelite model to the IR.
+    """Bring a Treelite model to the IR. Of several targets, each has columns for its classes, target by target.
 
     Raises BadModelError for a model without trees or with unusable values, UnsupportedError for what the IR lacks.
     """
-    header = model.get_header_accessor()
     if model.num_tree == 0:
         raise BadModelError("the model has zero trees", hint="train it for at least one round")
-    classes = _ints(header, "num_class")
-    targets = int(_ints(header, "num_target")[0])
-    if targets > 1 and max(classes) > 1:
-        raise UnsupportedError(
-            "classifiers with several targets are not supported",
-            hint="classifiers of one target and regressors of several are; compile one model a target",
-        )
-    width = int(max(classes))
-    outputs = targets * width
+    try:
+        return _read(model, precision)
+    except (IndexError, ValueError, OverflowError) as e:
+        raise BadModelError(f"the model's fields contradict each other: {e}") from e
+
+
+def _read(model: treelite.Model, precision: Literal["float32", "float64"]) -> Forest:
+    header = model.get_header_accessor()
+    columns = _Columns(header)
     target_ids, class_ids = _ints(header, "target_id"), _ints(header, "class_id")
     trees = tuple(
-        _read_tree(model.get_tree_accessor(i), _output(target_ids[i], class_ids[i], width, outputs), outputs)
+        _read_tree(model.get_tree_accessor(i), columns.of(target_ids[i], class_ids[i]), columns)
         for i in range(model.num_tree)
     )
     average = bool(_ints(header, "average_tree_output")[0])
     transform, scale = _transform(header)
     return Forest(
         features=model.num_feature,
-        outputs=outputs,
+        outputs=len(columns.kept),
         trees=trees,
-        base=_base(header, targets, width, outputs),
-        divisor=_tree_counts(trees, outputs) if average else None,
+        base=columns.pick(np.array(header.get_field("base_scores"), np.float64)),
+        divisor=_tree_counts(trees, len(columns.kept)) if average else None,
         precision=precision,
         transform=transform,
         scale=scale,
     )
 
 
-def _output(target: int, class_id: int, width: int, outputs: int) -> int | None:
-    """The sum that a tree's scalar leaves add to; None for leaf vectors over all outputs."""
-    if outputs > 1 and (target < 0 or class_id < 0):
-        return None
-    return max(target, 0) * width + max(class_id, 0)
+class _Columns:
+    """Where a target's classes are among the outputs. Treelite pads every target to as many classes as any has.
+
+    `kept`: the padded columns that are outputs, ascending.
+    """
+
+    def __init__(self, header: Any) -> None:
+        self._classes = [max(count, 1) for count in _ints(header, "num_class")]
+        self._width = max(self._classes)
+        self.kept = [t * self._width + c for t, count in enumerate(self._classes) for c in range(count)]
+
+    def of(self, target: int, class_id: int) -> int | None:
+        """The output that a tree's single leaf values add to; None for leaf vectors over all outputs."""
+        if len(self.kept) > 1 and (target < 0 or class_id < 0):
+            return None
+        return self.kept.index(max(target, 0) * self._width + max(class_id, 0))
+
+    def pick(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The outputs' columns of padded values [..., targets * width]. Raises BadModelError for another width."""
+        padded = len(self._classes) * self._width
+        if values.shape[-1] != padded:
+            raise BadModelError(f"the model gives {values.shape[-1]} values, where {padded} are due")
+        return np.ascontiguousarray(values[..., self.kept])
 
 
-def _read_tree(accessor: Any, output: int | None, outputs: int) -> Tree:
+def _read_tree(accessor: Any, output: int | None, columns: _Columns) -> Tree:
     def field(name: str) -> NDArray[Any]:
         return np.array(accessor.get_field(name))  # a copy: the view dies with the model
 
     left, right = field("cleft").astype(np.int32), field("cright").astype(np.int32)
     kind = np.where(left < 0, LEAF, np.where(field("node_type") == 2, CATEGORY, NUMERIC)).astype(np.uint8)
-    bound, flipped = _bounds(field("threshold"), field("cmp"), kind == NUMERIC)
+    bound, threshold, flipped = _decisions(field("threshold"), field("cmp"), kind == NUMERIC)
     missing_right = field("default_left") == 0
     left, right = np.where(flipped, right, left), np.where(flipped, left, right)
     missing_right = np.where(flipped, ~missing_right, missing_right)
@@ -103,16 +124,20 @@ def _read_tree(accessor: Any, output: int | None, outputs: int) -> Tree:
         left=left,
         right=right,
         payload=payload,
-        values=_leaf_values(field, leaves, 1 if output is not None else outputs),
+        values=_leaf_values(field, leaves, None if output is not None else columns),
         categories=_category_splits(field, splits),
         output=output,
+        threshold=threshold,
     )
 
 
-def _bounds(
+def _decisions(
     thresholds: NDArray[Any], operators: NDArray[Any], numeric: NDArray[np.bool_]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Bounds of the numeric nodes, and which of them swap their children (x > t is not x <= t, for all but NaN)."""
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
+    """Bounds and thresholds of the numeric nodes, and which of them swap their children.
+
+    For all but NaN, `x > t` is `x <= t` with its children swapped, and `x >= t` is `x < t`.
+    """
     known = np.isin(operators, (_LESS, _LESS_EQUAL, _GREATER, _GREATER_EQUAL))
     if not known[numeric].all():
         raise UnsupportedError(
@@ -120,23 +145,24 @@ def _bounds(
         )
     strict = np.isin(operators, (_LESS, _GREATER_EQUAL))
     bounds = np.where(strict, bound_below(thresholds), bound_up_to(thresholds))
-    return np.where(numeric, bounds, 0).astype(np.int32), numeric & np.isin(operators, (_GREATER, _GREATER_EQUAL))
+    limits = np.where(strict, largest_below(thresholds), thresholds.astype(np.float64))
+    flipped = numeric & np.isin(operators, (_GREATER, _GREATER_EQUAL))
+    return np.where(numeric, bounds, 0).astype(np.int32), np.where(numeric, limits, 0.0), flipped
 
 
-def _leaf_values(field: Any, leaves: NDArray[np.intp], width: int) -> NDArray[np.float64]:
+def _leaf_values(field: Any, leaves: NDArray[np.intp], columns: _Columns | None) -> NDArray[np.float64]:
+    """The values of the leaves, in order: [leaves, 1], or [leaves, outputs] of leaf vectors with these columns."""
     vector = field("leaf_vector")
     if len(vector) == 0:
-        if width != 1:
+        if columns is not None:
             raise UnsupportedError("a tree lacks the leaf vectors that the model announces")
-        values = field("leaf_value")[leaves].astype(np.float64).reshape(-1, 1)
-    else:
-        begin, end = field("leaf_vector_begin")[leaves], field("leaf_vector_end")[leaves]
-        if ((end - begin) != width).any():
-            raise UnsupportedError(f"a tree's leaf vectors are not of the model's {width} outputs")
-        values = vector.astype(np.float64)[begin[:, None].astype(np.int64) + np.arange(width)]
-    if not np.isfinite(values).all():
-        raise BadModelError("the model holds leaf values that are not finite numbers")
-    return np.ascontiguousarray(values)
+        return np.ascontiguousarray(field("leaf_value")[leaves].astype(np.float64).reshape(-1, 1))
+    begin, end = field("leaf_vector_begin")[leaves].astype(np.int64), field("leaf_vector_end")[leaves].astype(np.int64)
+    width = int((end - begin)[0])
+    if (end - begin != width).any():
+        raise BadModelError("a tree's leaf vectors differ in length")
+    values = vector.astype(np.float64)[begin[:, None] + np.arange(width)]
+    return values if columns is None else columns.pick(values)
 
 
 def _category_splits(field: Any, splits: NDArray[np.intp]) -> tuple[CategorySplit, ...]:
@@ -171,15 +197,6 @@ def _transform(header: Any) -> tuple[Transform, float]:
     if transform == "exponential_ratio":
         return transform, float(header.get_field("ratio_c")[0])
     return transform, 1.0
-
-
-def _base(header: Any, targets: int, width: int, outputs: int) -> NDArray[np.float64]:
-    scores = np.array(header.get_field("base_scores"), np.float64)
-    if len(scores) != outputs:
-        raise BadModelError(f"the model has {len(scores)} base scores for {targets} targets of {width} classes")
-    if not np.isfinite(scores).all():
-        raise BadModelError("the model's base score is not a finite number")
-    return scores
 
 
 def _tree_counts(trees: tuple[Tree, ...], outputs: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from outrider.runtime.bundle.archive import MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES, MAX_PATH_BYTES
-from outrider.runtime.bundle.checks import DERIVED_OUTPUT, MAX_MANIFEST_BYTES, check_manifest, decode_manifest
+from outrider.runtime.bundle.checks import MAX_MANIFEST_BYTES, check_manifest, decode_manifest
 from outrider.runtime.bundle.manifest import (
     SCHEMA_VERSION,
     ArtifactEntry,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from outrider.runtime.bundle.npy import decode_npy, encode_npy
 
 __all__ = [
-    "DERIVED_OUTPUT",
     "MAX_BUNDLE_BYTES",
     "MAX_FILES",
     "MAX_FILE_BYTES",

@@ -8,10 +8,9 @@ from collections.abc import Iterable
 import msgspec
 
 from outrider.runtime.bundle.archive import check_path
-from outrider.runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, TensorSpec
+from outrider.runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, Signature, TensorSpec
 from outrider.runtime.errors import BadBundleError, BundleTooLargeError, UnknownSchemaError
 
-DERIVED_OUTPUT = "label"
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -121,7 +120,7 @@ def _check_artifacts(manifest: Manifest) -> None:
     signature = manifest.signature
     inputs, outputs = {spec.name for spec in signature.inputs}, {spec.name for spec in signature.outputs}
     ranked = {candidate.id for candidate in manifest.candidates if candidate.rank is not None}
-    derivable = {DERIVED_OUTPUT} if signature.class_labels else set()
+    derivable = _derivable(signature)
     for artifact in manifest.artifacts:
         where = f"the artifact {artifact.path!r}"
         _unique((*artifact.inputs, ""), f"input of {where}")
@@ -132,6 +131,12 @@ def _check_artifacts(manifest: Manifest) -> None:
         _require(missing <= derivable, f"{where} does not compute {' '.join(sorted(missing))}")
         _require(missing != outputs, f"{where} computes nothing")
         _require(artifact.candidate in ranked, f"{where} belongs to no ranked candidate")
+
+
+def _derivable(signature: Signature) -> set[str]:
+    """The outputs that a session can give without an artifact that computes them."""
+    labels = [spec for spec in signature.outputs if len(spec.shape) == 1 and spec.dtype in ("int64", "string")]
+    return {spec.name for spec in labels if signature.class_labels} | set(signature.target_columns())
 
 
 def _check_golden(manifest: Manifest, files: dict[str, FileEntry]) -> None:

@@ -36,6 +36,8 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Size = Annotated[int, Meta(ge=0)]
 Evidence = Literal["calibration", "thresholds", "random"]
 
+_PROBABILITIES = "probabilities"
+
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all manifest records: immutable, named fields only, nothing unknown."""
@@ -53,7 +55,9 @@ class Signature(_Record, frozen=True, kw_only=True):
     """What the model takes and gives.
 
     `predict` names the output that `Session.predict` returns. `class_labels` are in the order of the
-    probability columns. An output `label` that no artifact computes is derived from them by the session.
+    probability columns. The session derives what no artifact computes: one vector of integers or text is the class
+    label by them, and `probabilities_0`, `probabilities_1`, … are the columns of `probabilities` that belong to the
+    first target, the second, …
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -61,6 +65,18 @@ class Signature(_Record, frozen=True, kw_only=True):
     predict: str
     feature_names: tuple[str, ...] = ()
     class_labels: tuple[int | str, ...] = ()
+
+    def target_columns(self) -> dict[str, slice]:
+        """The outputs `probabilities_0`, `probabilities_1`, … and the columns of `probabilities` that they are."""
+        specs = {spec.name: spec for spec in self.outputs}
+        found: dict[str, slice] = {}
+        start = 0
+        while (spec := specs.get(f"{_PROBABILITIES}_{len(found)}")) is not None and len(spec.shape) == 2:
+            stop = start + (spec.shape[1] or 0)
+            found[spec.name] = slice(start, stop)
+            start = stop
+        whole = specs.get(_PROBABILITIES)
+        return found if whole is not None and whole.shape == (None, start) else {}
 
 
 class FileEntry(_Record, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ INLINE double transform(double x) {
 INLINE void finish(const sum_t *sums, float *result) {
     double value[OUTPUTS];
     for (uint32_t i = 0; i < OUTPUTS; i++) value[i] = (double)AVERAGED(sums[i], i);
-#if TRANSFORM == SOFTMAX || TRANSFORM == ARGMAX
+#if TRANSFORM == SOFTMAX || TRANSFORM == SOFTMAX_ZERO || TRANSFORM == ARGMAX
     uint32_t best = 0;
     for (uint32_t i = 1; i < OUTPUTS; i++)
         if (value[i] > value[best]) best = i;
@@ -44,7 +44,16 @@ INLINE void finish(const sum_t *sums, float *result) {
     result[0] = (float)best;
 #else
     double most = value[best], total = 0.0;
+#if TRANSFORM == SOFTMAX_ZERO
+    /* What is 0, or within 1e-7f of it, takes no part: it stays, by the factor that the others have. */
+    for (uint32_t i = 0; i < OUTPUTS; i++) {
+        int takes_part = value[i] > (double)1e-7f || value[i] < -(double)1e-7f;
+        value[i] = takes_part ? exponential(value[i] - most) : value[i] * exponential(-most);
+        if (takes_part) total += value[i];
+    }
+#else
     for (uint32_t i = 0; i < OUTPUTS; i++) total += value[i] = exponential(value[i] - most);
+#endif
     for (uint32_t i = 0; i < OUTPUTS; i++) result[i] = (float)(value[i] / total);
 #endif
 #elif COMPLEMENT

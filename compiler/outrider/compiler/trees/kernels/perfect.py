@@ -120,7 +120,7 @@ def _tables(forest: Forest, quantised: Quantised, registers: int) -> str:
 
 @dataclass(frozen=True)
 class _Padded:
-    """A perfect tree: the node at each place of the heap from 1 on, int64, -1 for none; and the values of its leaves."""
+    """A perfect tree: the node at each place of the heap from 1 on, -1 for none; and the values of its leaves."""
 
     nodes: NDArray[np.int64]
     values: NDArray[np.float64]
