@@ -378,7 +378,8 @@ def _resumed(old: Deployment, event: Resumed) -> Deployment:
         return _resumed_active(old, event, boots)
     if old.state == "PROBING" and boots >= PROBE_BOOTS:
         return _finish(old, "REJECTED", "probe-crashed", f"the device restarted {boots} times while probing")
-    return replace(_enter(old, old.state, event.now, event.wall), boots=boots)
+    # Restarts before the swap do not speak against a bundle that was not active yet; those of a probe may.
+    return replace(_enter(old, old.state, event.now, event.wall), boots=boots if old.state == "PROBING" else 0)
 
 
 def _resumed_active(old: Deployment, event: Resumed, boots: int) -> Deployment:

@@ -231,6 +231,17 @@ def test_a_swap_that_was_not_journalled_is_found_after_a_restart() -> None:
     assert actions == ("restore",)
 
 
+def test_restarts_before_the_swap_do_not_speak_against_the_bundle() -> None:
+    armed: Deployment | None = _at("ARMED")
+    for _ in range(3):
+        armed, actions = step(armed, Resumed(active="a", clean=False, now=0.0, wall=WALL))
+        assert armed is not None
+        assert armed.state == "ARMED"
+    soaking, actions = step(armed, Resumed(active="b", clean=False, now=0.0, wall=WALL))
+    assert soaking is not None
+    assert (soaking.state, soaking.boots, actions) == ("SOAKING", 1, ("activate",))
+
+
 def test_a_probe_that_takes_the_machine_down_is_not_tried_for_ever() -> None:
     probing: Deployment | None = _at("PROBING")
     for _ in range(updater.PROBE_BOOTS):
