@@ -45,11 +45,11 @@ WASM_FLAGS = (
 PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export-dynamic")
 
 
-def build_shared(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
+def build_shared(sources: Mapping[str, str | bytes], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
     """Compile C to a shared library of the native ABI, which needs no libc; returns its bytes, also written to `out`.
 
     For WebAssembly it is a module (see `wasm_abi.h`). A library is the same for glibc and musl. `sources` maps file
-    names to text: `.c` files are compiled, others may be included, as may the headers of the ABI. `flags` are added;
+    names to contents: `.c` files are compiled, others may be included or embedded, as may the headers of the ABI. `flags` are added;
     without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with the compiler's message.
     """
     headers = {header.name: header.read_text(encoding="utf-8") for header in ABI_HEADERS}
@@ -58,7 +58,7 @@ def build_shared(sources: Mapping[str, str], out: Path, target: Target, flags: S
     return _build({**headers, **sources}, out, target, (toolchain.target, toolchain.cpu), (*base, *flags))
 
 
-def build_program(sources: Mapping[str, str], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
+def build_program(sources: Mapping[str, str | bytes], out: Path, target: Target, flags: Sequence[str] = ()) -> bytes:
     """Compile C to a program linked to the target's C library, dynamically unless `flags` say `-static`.
 
     Like `build_shared` otherwise.
@@ -71,13 +71,13 @@ def build_program(sources: Mapping[str, str], out: Path, target: Target, flags: 
 
 
 def _build(
-    sources: Mapping[str, str], out: Path, target: Target, machine: tuple[str, str], flags: Sequence[str]
+    sources: Mapping[str, str | bytes], out: Path, target: Target, machine: tuple[str, str], flags: Sequence[str]
 ) -> bytes:
     """`machine`: the compiler's names of the target and of the CPU, which an `-mcpu` among the flags overrides."""
     cpu = () if any(flag.startswith("-mcpu") for flag in flags) else (f"-mcpu={machine[1]}",)
     with tempfile.TemporaryDirectory(prefix="outrider-build-") as folder:
-        for name, text in sources.items():
-            Path(folder, name).write_text(text, encoding="utf-8")
+        for name, content in sources.items():
+            Path(folder, name).write_bytes(content.encode() if isinstance(content, str) else content)
         inputs = sorted(name for name in sources if name.endswith(".c"))
         _run_compiler(["-target", machine[0], *cpu, *flags, *inputs, "-o", "artifact"], folder, target)
         data = Path(folder, "artifact").read_bytes()

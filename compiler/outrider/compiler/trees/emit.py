@@ -7,6 +7,8 @@ the forest's own sizes and arithmetic from `forest.h`, and its tables from a hea
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -18,10 +20,10 @@ from outrider.compiler.trees.fixed import fixed_point
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource
 
-_A_LINE, _BYTES_A_LINE = 16, 4096
+_A_LINE = 16
 _SHORT = 256  # numbers: up to here a table is written to be read
+_EMBED = "#embed packed:"
 _ALIGNED = "__attribute__((aligned(64)))"
-_ESCAPES = np.array([f"\\{byte:03o}" for byte in range(256)], "S4")
 _CTYPES = {
     **{f"{sign}int{bits}_t": f"<{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{"float": "<f4", "double": "<f8"},
@@ -42,16 +44,18 @@ _TRANSFORMS = (
 )
 
 
-def artifact_sources(forest: Forest, row: KernelSource, batch: KernelSource, crossover: int) -> dict[str, str]:
+def artifact_sources(
+    forest: Forest, row: KernelSource, batch: KernelSource, crossover: int
+) -> dict[str, str | bytes]:
     """The sources of an artifact by file name: batches below `crossover` rows go to `row`, others to `batch`.
 
-    Give the same source twice, and a crossover of 0, for one kernel that serves both. The toolchain adds
-    `native_abi.h`.
+    Give the same source twice, and a crossover of 0, for one kernel that serves both. Long tables become files of
+    bytes. The toolchain adds the headers of the ABI.
     """
     files = {name: template(name) for name in _SHARED}
     files["forest.h"] = _forest_header(forest)
     files["kernels.h"] = _kernels_header(row, batch, crossover)
-    return {**files, **row.files, **batch.files}
+    return _unpack({**files, **row.files, **batch.files})
 
 
 def template(name: str) -> str:
@@ -72,14 +76,14 @@ def defines(sizes: Mapping[str, int]) -> str:
 def array(ctype: str, name: str, values: NDArray[Any]) -> str:
     """A constant table of numbers, aligned to a cache line; `ctype` is an integer type of stdint.h or a float.
 
-    A long one is written as the bytes of a string, which compilers read many times faster than numbers; `name` is then
-    a macro, which can be used as the array could.
+    A long one is a file of bytes to the compiler, which reads it many times faster than numbers; until then its bytes
+    are part of the text. `name` is then a macro, which can be used as the array could.
     """
     dtype = np.dtype(_CTYPES[ctype])
     cast = values.ravel().astype(dtype)
     assert dtype.kind == "f" or np.array_equal(cast, values.ravel()), f"{name} holds what {ctype} does not"
     if len(cast) > _SHORT or not np.isfinite(cast).all():
-        return _string(ctype, name, cast)
+        return _embedded(ctype, name, cast)
     texts = [_number(value) for value in cast.tolist()] or ["0"]
     body = ",\n".join(",".join(texts[i : i + _A_LINE]) for i in range(0, len(texts), _A_LINE))
     return f"static const {ctype} {name}[{len(texts)}] {_ALIGNED} = {{\n{body}}};"
@@ -95,22 +99,36 @@ def _number(value: float) -> str:
     return value.hex() if isinstance(value, float) else hex(value)
 
 
-def _string(ctype: str, name: str, values: NDArray[Any]) -> str:
-    """The table as a union with its bytes: every target is little-endian. A final zero ends the string."""
-    data = np.frombuffer(values.tobytes(), np.uint8)
-    lines = [b'"' + _ESCAPES[data[i : i + _BYTES_A_LINE]].tobytes() + b'"' for i in range(0, len(data), _BYTES_A_LINE)]
+def _embedded(ctype: str, name: str, values: NDArray[Any]) -> str:
+    """The table as a union with its bytes: every target is little-endian."""
+    data = values.tobytes()
     return "\n".join(
         (
+            f"static const union {{ unsigned char bytes[{len(data)}]; {ctype} values[{len(values)}]; }}",
+            f"    {name}_TABLE {_ALIGNED} = {{{{",
             "#pragma clang diagnostic push",
-            '#pragma clang diagnostic ignored "-Woverlength-strings"',
-            f"static const union {{ char bytes[{len(data) + 1}]; {ctype} values[{len(values)}]; }}",
-            f"    {name}_TABLE {_ALIGNED} = {{",
-            b"\n".join(lines).decode("ascii"),
-            "};",
+            '#pragma clang diagnostic ignored "-Wpragmas"',
+            '#pragma clang diagnostic ignored "-Wc23-extensions"',
+            f"{_EMBED}{name}:{base64.b64encode(data).decode()}",
             "#pragma clang diagnostic pop",
+            "}};",
             f"#define {name} {name}_TABLE.values",
         )
     )
+
+
+def _unpack(files: Mapping[str, str]) -> dict[str, str | bytes]:
+    """The files, and the bytes that `_embedded` has packed into them as files of their own."""
+    unpacked: dict[str, str | bytes] = {}
+
+    def take_out(match: re.Match[str]) -> str:
+        name, text = match.groups()
+        unpacked[f"{name}.bin"] = base64.b64decode(text)
+        return f'#embed "{name}.bin"'
+
+    for file, text in files.items():
+        unpacked[file] = re.sub(rf"^{_EMBED}(\w+):(\S+)$", take_out, text, flags=re.MULTILINE)
+    return unpacked
 
 
 def _kernels_header(row: KernelSource, batch: KernelSource, crossover: int) -> str:
