@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,16 @@ class Stumps:
     name = "stumps"
     serves = frozenset(("row", "batch"))
     isa = BASELINE
+    block = 1
 
     def refuses(self, forest):
         if any(tree.nodes != 3 or tree.categories for tree in forest.trees) or forest.columns_out != 1:
             return "it takes stumps only"
         return None
+
+    def cost(self, forest):
+        cycles = 2.0 * len(forest.trees)
+        return {"row": cycles, "batch": cycles}
 
     def variants(self, forest, target):
         return [{}]
@@ -185,12 +190,25 @@ def test_a_level_of_wasm_is_verified_by_the_engine_or_left_out(table, newcomer, 
 class _Fake:
     """A kernel for the tests of the selection: no C, only what the rules look at."""
 
-    def __init__(self, name: str, serves: str, isa: str, options: int = 1, *, refused: bool = False) -> None:
-        self.name, self.serves, self.isa = name, frozenset(serves.split()), isa
-        self._options, self._refused = options, refused
+    def __init__(
+        self,
+        name: str,
+        serves: str,
+        isa: str,
+        cycles: float,
+        n: int = 1,
+        *,
+        block: int = 1,
+        refused: bool = False,
+    ) -> None:
+        self.name, self.serves, self.isa, self.block = name, frozenset(serves.split()), isa, block
+        self._cycles, self._options, self._refused = cycles, n, refused
 
     def refuses(self, forest: Forest) -> str | None:
         return "not this one" if self._refused else None
+
+    def cost(self, forest: Forest) -> dict[str, float]:
+        return dict.fromkeys(self.serves, self._cycles)
 
     def variants(self, forest: Forest, target: Target) -> list[dict[str, str]]:
         return [{"n": str(i)} for i in range(self._options)]
@@ -215,18 +233,19 @@ def payload(table: Any) -> Forest:
 V3, V4 = "x86-64-v3", "x86-64-v4-vbmi"
 
 
-def test_the_rule_takes_the_first_that_fits_each_level(fakes, payload):
+def test_the_rule_takes_the_cheapest_that_each_level_runs(fakes, payload):
     kernels = fakes(
-        _Fake("refusing", "row batch", V4, refused=True),
-        _Fake("wide", "batch", V4, 2),
-        _Fake("half", "batch", V3),
-        _Fake("row", "row", V4),
-        _Fake("any", "row batch", "baseline"),
+        _Fake("refusing", "row batch", V4, 1, refused=True),
+        _Fake("wide", "batch", V4, 10, 2, block=64),
+        _Fake("half", "batch", V3, 30, block=32),
+        _Fake("dear", "batch", V3, 31),
+        _Fake("row", "row", V4, 40),
+        _Fake("any", "row batch", "baseline", 100),
     )
     plans = select.rule(payload, get_target("x86-64"), kernels)
     assert [(plan.row.kernel, plan.batch.kernel, plan.isa, plan.crossover) for plan in plans] == [
-        ("row", "wide", V4, 32),
-        ("any", "half", V3, 32),
+        ("row", "wide", V4, 16),  # 64 rows of 10 cycles are 16 of 40
+        ("any", "half", V3, 10),
         ("any", "any", "baseline", 0),
     ]
     assert plans[0].batch.options == (("n", "0"),)
@@ -235,11 +254,11 @@ def test_the_rule_takes_the_first_that_fits_each_level(fakes, payload):
 
 def test_the_rule_ships_no_kernel_to_another_architecture(fakes, payload):
     kernels = fakes(
-        _Fake("rvv", "batch", "riscv64-v"),
-        _Fake("neon", "row batch", "armv7-neon"),
-        _Fake("wide", "batch", V4),
-        _Fake("simd", "batch", "wasm32-simd128"),
-        _Fake("any", "row batch", "baseline"),
+        _Fake("rvv", "batch", "riscv64-v", 1),
+        _Fake("neon", "row batch", "armv7-neon", 1),
+        _Fake("wide", "batch", V4, 1),
+        _Fake("simd", "batch", "wasm32-simd128", 1),
+        _Fake("any", "row batch", "baseline", 9),
     )
     shipped = {
         name: [
@@ -257,46 +276,72 @@ def test_the_rule_ships_no_kernel_to_another_architecture(fakes, payload):
     }
 
 
-def times(found: Mapping[str, Mapping[int, float]], options: int = 0) -> dict[Plan, Mapping[int, float]]:
-    parts = {name: Part(name, (("n", str(options)),)) for name in found}
-    return {
-        Plan(parts[name], parts[name], V4 if name == "wide" else "baseline"): value for name, value in found.items()
-    }
+def names(plans: Iterable[Plan]) -> list[tuple[str, str]]:
+    return [(plan.row.kernel, plan.batch.kernel) for plan in plans]
 
 
-def test_the_search_tries_variants_of_the_best_and_then_the_best_two(fakes, payload):
+def test_measured_is_what_costs_little_more_than_the_cheapest(fakes, payload):
+    host = with_all(get_target("x86-64"))
+    wide, row = _Fake("wide", "batch", V4, 100, 2, block=64), _Fake("row", "row", V4, 500)
+    last = _Fake("any", "row batch", "baseline", 1000)
+    close, far = _Fake("close", "batch", V3, 124), _Fake("far", "batch", V3, 130)
+    (pair,) = select.first(payload, host, fakes(wide, row, far, last))
+    assert (names([pair]), pair.crossover) == ([("row", "wide")], 13)
+    alone = select.first(payload, host, fakes(wide, row, close, far, last))
+    assert names(alone) == [("row", "row"), ("wide", "wide"), ("close", "close")]
+    assert names(select.first(payload, get_target("x86-64"), fakes(wide, row, last))) == [("any", "any")]
+    both = _Fake("both", "row batch", V4, 90, 3)
+    assert names(select.first(payload, host, fakes(both, row, last))) == [("both", "both")]
+    assert names(select.first(payload, host, fakes(both, wide, last))) == [("both", "both"), ("wide", "wide")]
+
+
+def times(kernels: Callable[[str], Any], found: Mapping[str, Mapping[int, float]]) -> dict[Plan, Mapping[int, float]]:
+    parts = {name: Part(name, (("n", "0"),)) for name in found}
+    return {Plan(parts[name], parts[name], kernels(name).isa): value for name, value in found.items()}
+
+
+def test_the_best_two_go_together_and_are_known_again(fakes, payload):
     kernels = fakes(
-        _Fake("wide", "batch", V4, 2), _Fake("slow", "batch", "baseline", 3), _Fake("any", "row batch", "baseline")
+        _Fake("wide", "batch", V4, 1, 2),
+        _Fake("slow", "batch", "baseline", 1, 3),
+        _Fake("any", "row batch", "baseline", 1),
     )
-    rich = with_all(get_target("x86-64"))
-    assert [plan.row.kernel for plan in select.favourites(payload, rich, kernels)] == ["wide", "slow", "any"]
-    sizes = (8, 16, 32, 64)
-    first = times(
-        {
-            "wide": {**dict.fromkeys(sizes, 5.0), 8: 12.0, 1024: 5.0},
-            "slow": dict.fromkeys((*sizes, 1024), 50.0),
-            "any": dict.fromkeys((1, *sizes, 1024), 10.0),
-        }
-    )
-    second = select.further(payload, rich, kernels, first)
-    assert [(plan.row.kernel, plan.row.options) for plan in second] == [("wide", (("n", "1"),))]
-    (pair,) = select.further(payload, rich, kernels, {**first, second[0]: first[next(iter(first))]})
+    rich, sizes = with_all(get_target("x86-64")), (8, 16, 32, 64)
+    found = {
+        "wide": {**dict.fromkeys(sizes, 5.0), 8: 12.0, 1024: 5.0},
+        "slow": dict.fromkeys((*sizes, 1024), 50.0),
+        "any": dict.fromkeys((1, *sizes, 1024), 10.0),
+    }
+    pair = select.together(kernels, times(kernels, found))
     assert (pair.row.kernel, pair.batch.kernel, pair.batch.options) == ("any", "wide", (("n", "0"),))
     assert (pair.isa, pair.crossover) == (V4, 16)
+    (other,) = select.variants(pair, payload, rich, kernels)
+    assert (other.row, other.batch.options, other.crossover) == (pair.row, (("n", "1"),), 16)
     assert select.read_plan(pair.options()) == pair
     stored = dict(sorted(pair.options().items()))  # as a manifest keeps them
     assert select.recognise(stored, payload, rich, kernels) == pair
-    for change in ({"crossover": "7"}, {"crossover": ""}, {"isa": "other"}, {"batch": "other"}, {"batch.n": "9"}):
+    changes = (
+        {"crossover": "1"},
+        {"crossover": "65"},
+        {"crossover": ""},
+        {"isa": "other"},
+        {"batch": "other"},
+        {"batch.n": "9"},
+    )
+    for change in changes:
         assert select.recognise({**stored, **change}, payload, rich, kernels) is None
     assert select.recognise(stored, payload, get_target("aarch64"), kernels) is None
     assert Candidate("native", options=pair.options()).id == f"native-any-n0-wide-n0-crossover16-{V4}"
 
 
 def test_one_kernel_that_is_best_at_both_stays_alone(fakes, payload):
-    kernels = fakes(_Fake("wide", "batch", V4), _Fake("any", "row batch", "baseline"))
-    found = times({"wide": dict.fromkeys((64, 1024), 9.9), "any": dict.fromkeys((1, 64, 1024), 9.5)})
-    found = dict(reversed(found.items()))
-    assert select.further(payload, with_all(get_target("x86-64")), kernels, found) == []
+    kernels = fakes(_Fake("wide", "batch", V4, 1), _Fake("any", "row batch", "baseline", 1, 2))
+    found = {"any": dict.fromkeys((1, 64, 1024), 9.5), "wide": dict.fromkeys((64, 1024), 9.9)}
+    best = select.together(kernels, times(kernels, found))
+    assert names([best]) == [("any", "any")]
+    assert [plan.options() for plan in select.variants(best, payload, get_target("x86-64"), kernels)] == [
+        {"kernel": "any", "n": "1"}
+    ]
 
 
 def with_all(target: Target) -> Target:
@@ -312,6 +357,7 @@ def test_every_kernel_of_the_table_says_what_it_is():
         assert made.serves
         assert made.serves <= {"row", "batch"}
         assert made.isa in ISA_LEVELS
+        assert made.block >= 1
     last = kernel(list(KERNELS)[-1])
     assert last.isa == "baseline"
     assert last.serves == {"row", "batch"}

@@ -330,7 +330,7 @@ def test_every_backend_of_the_table_refuses_or_builds_the_same_twice(name, boost
     for model in (read_model(booster), read_model(onnx_net())):
         made = backend(name)
         if made.refuses(model, target) is None:
-            candidates = made.candidates(model, target)
+            candidates = made.rule(model, target)
             assert len({candidate.id for candidate in candidates}) == len(candidates) >= 1
             first, second = (made.build(model, candidates[0], target) for _ in range(2))
             assert (first.data, first.entry) == (second.data, second.entry)

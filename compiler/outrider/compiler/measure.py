@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -15,10 +16,12 @@ BATCHES = (1, 64, 1024)
 _ROUNDS = 15
 _LOOP_NS = 400_000  # CPU time of one timed loop
 _SLOWEST_NS = 1_000_000_000  # a batch that would take longer is not measured
+_ROWS = 512  # different ones, that calls take in turn
 _CALLS = 300  # single calls timed for the percentiles
 _CALLS_NS = 2_000_000_000
 
-Run = Callable[[Mapping[str, Array]], object]
+Inputs = Mapping[str, Array]
+Run = Callable[[Inputs], object]
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,14 @@ class Timing:
     p99_ms: float
 
 
-def measure(
-    runs: Mapping[str, Run], inputs: Mapping[str, Array], *, batches: Sequence[int] = BATCHES
-) -> dict[str, Timing]:
-    """Time each candidate's `run` on rows of `inputs`, repeated to each batch size.
+def measure(runs: Mapping[str, Run], inputs: Inputs, *, batches: Sequence[int] = BATCHES) -> dict[str, Timing]:
+    """Time each candidate's `run` on rows of `inputs`, in batches of each size.
 
     CPU time is that of the whole process, so an engine with threads is charged for all of them; the percentiles
     are of wall time, at the smallest batch.
     """
     found = compare(runs, inputs, dict.fromkeys(runs, tuple(batches)), rounds=_ROUNDS)
-    single = {name: _repeat(array, min(batches)) for name, array in inputs.items()}
-    calls = _call_times(runs, single)
+    calls = _call_times(runs, _parts(inputs, min(batches)))
     return {
         key: Timing(
             measured=tuple(found[key].values()),
@@ -52,31 +52,29 @@ def measure(
 
 
 def compare(
-    runs: Mapping[str, Run], inputs: Mapping[str, Array], batches: Mapping[str, Sequence[int]], *, rounds: int
+    runs: Mapping[str, Run], inputs: Inputs, batches: Mapping[str, Sequence[int]], *, rounds: int
 ) -> dict[str, dict[int, Measurement]]:
     """CPU times of each candidate at its own batch sizes, by batch size; a batch that takes too long is left out."""
     results: dict[str, dict[int, Measurement]] = {key: {} for key in runs}
     for batch in sorted({batch for wanted in batches.values() for batch in wanted}):
-        rows = {name: _repeat(array, batch) for name, array in inputs.items()}
+        parts = _parts(inputs, batch)
         taking_part = {key: run for key, run in runs.items() if batch in batches[key]}
-        for key, found in _measure_batch(taking_part, rows, batch, rounds).items():
+        for key, found in _measure_batch(taking_part, parts, batch, rounds).items():
             results[key][batch] = found
     return results
 
 
-def _measure_batch(
-    runs: Mapping[str, Run], rows: Mapping[str, Array], batch: int, rounds: int
-) -> dict[str, Measurement]:
+def _measure_batch(runs: Mapping[str, Run], parts: Sequence[Inputs], batch: int, rounds: int) -> dict[str, Measurement]:
     loops = {}
     for key, run in runs.items():
-        run(rows)
-        once = _timed(run, rows, 1)
+        run(parts[0])
+        once = _timed(run, parts, 1)
         if once <= _SLOWEST_NS:
             loops[key] = max(1, int(_LOOP_NS / max(once, 1)))
     times: dict[str, list[float]] = {key: [] for key in loops}
     for _ in range(rounds):
         for key, count in loops.items():
-            times[key].append(_timed(runs[key], rows, count) / count / batch)
+            times[key].append(_timed(runs[key], parts, count) / count / batch)
     return {
         key: Measurement(
             batch=batch,
@@ -89,17 +87,18 @@ def _measure_batch(
     }
 
 
-def _timed(run: Run, rows: Mapping[str, Array], count: int) -> float:
+def _timed(run: Run, parts: Sequence[Inputs], count: int) -> float:
+    taken = list(islice(cycle(parts), count))
     start = time.process_time_ns()
-    for _ in range(count):
+    for rows in taken:
         run(rows)
     return time.process_time_ns() - start
 
 
-def _call_times(runs: Mapping[str, Run], rows: Mapping[str, Array]) -> dict[str, list[float]]:
+def _call_times(runs: Mapping[str, Run], parts: Sequence[Inputs]) -> dict[str, list[float]]:
     calls: dict[str, list[float]] = {key: [] for key in runs}
     deadline = time.perf_counter_ns() + _CALLS_NS
-    for _ in range(_CALLS):
+    for rows in islice(cycle(parts), _CALLS):
         for key, run in runs.items():
             start = time.perf_counter_ns()
             run(rows)
@@ -109,6 +108,14 @@ def _call_times(runs: Mapping[str, Run], rows: Mapping[str, Array]) -> dict[str,
     return calls
 
 
-def _repeat(array: Array, rows: int) -> Array:
-    """The first `rows` rows, repeating from the start where there are fewer."""
-    return np.ascontiguousarray(array[np.arange(rows) % len(array)])
+def _parts(inputs: Inputs, batch: int) -> list[Inputs]:
+    """Batches of different rows, as calls bring them: a branch that is always the same would be predicted.
+
+    From the start again where there are fewer rows.
+    """
+    count = max(1, _ROWS // batch)
+    return [{name: _from(array, number * batch, batch) for name, array in inputs.items()} for number in range(count)]
+
+
+def _from(array: Array, first: int, rows: int) -> Array:
+    return np.ascontiguousarray(array[np.arange(first, first + rows) % len(array)])

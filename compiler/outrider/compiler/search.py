@@ -12,17 +12,17 @@ this machine, and where there is no such build, it is left out. A WebAssembly ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from outrider.compiler.backends import BACKENDS, Backend, Built, Candidate, Times, backend
 from outrider.compiler.goals import Facts, Goal, check_goal
-from outrider.compiler.measure import BATCHES, Timing, compare, measure
+from outrider.compiler.measure import BATCHES, Run, Timing, compare, measure
 from outrider.compiler.model import Array, Model, OnnxGraph
 from outrider.compiler.samples import Samples
 from outrider.compiler.verify import Truth, check_parity, labels_of
@@ -74,12 +74,13 @@ class Offer:
 
 @dataclass(frozen=True)
 class Made:
-    """A candidate that was built and verified. `engine` runs it, or its twin for this machine."""
+    """A candidate that was built, in `seconds`, and verified. `engine` runs it, or its twin for this machine."""
 
     built: Built
     parity: Parity
     engine: Engine
     runs_here: bool
+    seconds: float
 
     @property
     def candidate(self) -> Candidate:
@@ -181,33 +182,44 @@ def _backends(task: Task) -> tuple[dict[str, Backend], list[CandidateRecord]]:
 
 
 def _explore(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> tuple[list[Made], list[CandidateRecord]]:
-    """Build round after round. Comes back with what can be shipped, and records of what cannot: mere parts."""
-    made: list[Made] = []
-    measured: dict[str, dict[int, Measurement]] = {}
+    """Let every backend explore. Comes back with what can be shipped, and records of what cannot: mere parts."""
+    found: list[Made] = []
+    parts: list[CandidateRecord] = []
     for maker in backends.values():
-        candidates = maker.candidates(task.model, task.target)
-        while candidates:
-            new = [_make(task, Offer(maker, candidate), stack) for candidate in candidates]
-            made += [one for one in new if isinstance(one, Made)]
-            latest = {candidate.id for candidate in candidates}
-            candidates = maker.further(task.model, task.target, partial(_times, task, made, latest, measured))
-    parts = [_part_record(one, measured.get(one.candidate.id, {})) for one in made if one.candidate.part]
-    return [one for one in made if one.candidate.part is None], parts
+        bench = _Bench(task, maker, stack)
+        maker.explore(task.model, task.target, bench)
+        found += [made for made in bench.made.values() if made.candidate.part is None]
+        measured = bench.measured
+        parts += [_part_record(made, measured.get(key, {})) for key, made in bench.made.items() if made.candidate.part]
+    return found, parts
 
 
-def _times(task: Task, made: Sequence[Made], latest: Set[str], measured: dict[str, dict[int, Measurement]]) -> Times:
-    """Measure the latest candidates against those that led so far, briefly, and take the times over in `measured`."""
-    task.progress("measuring")
-    leading = {_leader(measured, batch) for found in measured.values() for batch in found}
-    runs = {one.candidate.id: one.engine.run for one in made if one.candidate.id in latest | leading}
-    sizes = {one.candidate.id: _SIZES[one.candidate.part] for one in made if one.candidate.id in runs}
-    measured.update(compare(runs, task.truth.inputs, sizes, rounds=_ROUNDS))
-    return {key: {batch: times.ns_per_row_min for batch, times in found.items()} for key, found in measured.items()}
+class _Bench:
+    """The workbench of one backend: what it built and measured, by candidate id."""
 
+    def __init__(self, task: Task, maker: Backend, stack: ExitStack) -> None:
+        self._task, self._maker, self._stack = task, maker, stack
+        self.made: dict[str, Made] = {}
+        self.measured: dict[str, dict[int, Measurement]] = {}
 
-def _leader(measured: Mapping[str, Mapping[int, Measurement]], batch: int) -> str:
-    able = [key for key, found in measured.items() if batch in found]
-    return min(able, key=lambda key: measured[key][batch].ns_per_row_min)
+    def build(self, candidates: Sequence[Candidate]) -> float:
+        """Those that were not built yet."""
+        seconds = 0.0
+        for candidate in (one for one in candidates if one.id not in self.made):
+            made = _make(self._task, Offer(self._maker, candidate), self._stack)
+            if isinstance(made, Made):
+                self.made[candidate.id] = made
+                seconds = max(seconds, made.seconds)
+        return seconds
+
+    def times(self) -> Times:
+        """Each at the batch sizes of its role."""
+        self._task.progress("measuring")
+        runs = {key: _shortest_run(self._task, made.engine) for key, made in self.made.items()}
+        sizes = {key: _SIZES[made.candidate.part] for key, made in self.made.items()}
+        self.measured = compare(runs, self._task.truth.inputs, sizes, rounds=_ROUNDS)
+        measured = self.measured.items()
+        return {key: {batch: times.ns_per_row_min for batch, times in found.items()} for key, found in measured}
 
 
 def _by_rule(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> tuple[list[Made], list[CandidateRecord]]:
@@ -226,7 +238,9 @@ def _by_rule(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> t
 def _make(task: Task, offer: Offer, stack: ExitStack) -> Made | Refusal:
     """Build, open and verify; why not, where neither the artifact nor a twin of it runs on this machine."""
     task.progress(f"building {offer.candidate.id}")
+    begun = time.monotonic()
     built = twin = offer.backend.build(task.model, offer.candidate, task.target)
+    seconds = time.monotonic() - begun
     foreign = task.target.arch != task.host.arch
     # Where the engine of this machine's own artifacts is missing, opening one says so.
     refusal = admissible(need_of(built.entry), task.host, engines=lambda kind: not foreign or available(kind))
@@ -239,13 +253,13 @@ def _make(task: Task, offer: Offer, stack: ExitStack) -> Made | Refusal:
     engine = stack.enter_context(closing(open_engine(twin.entry, twin.data, task.model.signature)))
     task.progress(f"verifying {offer.candidate.id}")
     parity = check_parity(task.model, engine, task.truth, task.samples, candidate=offer.candidate.id)
-    return Made(built, parity, engine, runs_here)
+    return Made(built, parity, engine, runs_here, seconds)
 
 
 def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
     """Measure what runs here against each other, and hold it against the goals."""
     timings: dict[str, Timing] = {}
-    runs = {one.candidate.id: one.engine.run for one in made if one.runs_here and task.runs_here}
+    runs = {one.candidate.id: _shortest_run(task, one.engine) for one in made if one.runs_here and task.runs_here}
     if runs:
         task.progress("measuring")
         payload = task.model.payload
@@ -262,6 +276,18 @@ def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
         )
         for one in made
     ]
+
+
+def _shortest_run(task: Task, engine: Engine) -> Run:
+    """A run in the way that a session takes for the main output: for a model of one matrix, a function of its own."""
+    signature = task.model.signature
+
+    def refuse(rows: Any) -> Array:
+        raise AssertionError(f"the artifact's own function does not take rows of {rows.dtype} and shape {rows.shape}")
+
+    function = engine.matrix_function(signature.predict, refuse)
+    name = signature.inputs[0].name
+    return engine.run if function is None else lambda inputs: function(inputs[name])
 
 
 def _facts(task: Task, built: Built, engine: Engine, timings: dict[str, Timing]) -> Facts:

@@ -49,8 +49,9 @@ def build_shared(sources: Mapping[str, str | bytes], out: Path, target: Target, 
     """Compile C to a shared library of the native ABI, which needs no libc; returns its bytes, also written to `out`.
 
     For WebAssembly it is a module (see `wasm_abi.h`). A library is the same for glibc and musl. `sources` maps file
-    names to contents: `.c` files are compiled, others may be included or embedded, as may the headers of the ABI. `flags` are added;
-    without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with the compiler's message.
+    names to contents: `.c` files are compiled, others may be included or embedded, as may the headers of the ABI.
+    `flags` are added; without an `-mcpu` among them, the board's baseline CPU is used. Raises ToolchainError with the
+    compiler's message.
     """
     headers = {header.name: header.read_text(encoding="utf-8") for header in ABI_HEADERS}
     toolchain = board_of(target).toolchain

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -52,6 +52,18 @@ class Built:
 Times = Mapping[str, Mapping[int, float]]
 
 
+class Workbench(Protocol):
+    """What an exploration works with, on the target itself. Whatever was built and is no mere part can be shipped."""
+
+    def build(self, candidates: Sequence[Candidate]) -> float:
+        """Build and verify those that were not yet; comes back with the seconds that the slowest build took."""
+        ...
+
+    def times(self) -> Times:
+        """Measure all that was built, briefly, against each other."""
+        ...
+
+
 class Backend(Protocol):
     """Builds artifacts of one format."""
 
@@ -59,12 +71,8 @@ class Backend(Protocol):
         """Why this backend has nothing for the model on the target, in words; None where it has."""
         ...
 
-    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """What a search by measurement tries first. At least one."""
-        ...
-
-    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
-        """What to try next, from the times of what was tried so far; nothing where the search is done."""
+    def explore(self, model: Model, target: Target, bench: Workbench) -> None:
+        """Build what may be the fastest on the target, which is this machine. At least one that can be shipped."""
         ...
 
     def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
@@ -124,4 +132,4 @@ def artifact_entry(
     )
 
 
-__all__ = ["BACKENDS", "Backend", "Built", "Candidate", "Times", "artifact_entry", "backend"]
+__all__ = ["BACKENDS", "Backend", "Built", "Candidate", "Times", "Workbench", "artifact_entry", "backend"]

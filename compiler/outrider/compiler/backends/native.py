@@ -6,10 +6,10 @@ For WebAssembly the same sources become a module, which needs an engine there an
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from outrider.compiler.backends import Built, Candidate, Times, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Workbench, artifact_entry
 from outrider.compiler.model import Model, OnnxGraph
 from outrider.compiler.trees import select
 from outrider.compiler.trees.emit import artifact_sources
@@ -18,6 +18,8 @@ from outrider.compiler.trees.kernels import ISA_LEVELS, Kernel, KernelSource, Ro
 from outrider.compiler.trees.select import Part, Plan
 from outrider.runtime.target import Requirements, Target
 from outrider.targets.toolchain import build_shared
+
+_QUICK_S = 1.0  # the longest build after which other options are tried
 
 
 class NativeBackend:
@@ -33,19 +35,19 @@ class NativeBackend:
             return f"the graph is not read as a tree ensemble, which is what this backend compiles: {payload.no_forest}"
         return None
 
-    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """Each kernel alone."""
-        return self._offer(model, select.favourites(_forest(model), target, self._kernel))
-
-    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
-        """Other options of the best kernels, then the best two together."""
-        solos = select.solos(_forest(model), target, self._kernel)
-        known = {candidate.id: plan for plan, candidate in zip(solos, self._offer(model, solos), strict=True)}
-        measured = times()
-        if not measured.keys() <= known.keys():
-            return []  # a pair was measured, which is the last round
-        found = {known[key]: batches for key, batches in measured.items()}
-        return self._offer(model, select.further(_forest(model), target, self._kernel, found))
+    def explore(self, model: Model, target: Target, bench: Workbench) -> None:
+        """What cost models leave; the best two together; then other options of theirs, where builds are quick."""
+        forest = _forest(model)
+        plans = select.first(forest, target, self._kernel)
+        seconds = bench.build(self._offer(model, plans))
+        best = plans[0]
+        if len(plans) > 1:
+            times = bench.times()
+            alone = zip(plans, self._offer(model, plans), strict=True)
+            best = select.together(self._kernel, {plan: times[candidate.id] for plan, candidate in alone})
+            seconds = max(seconds, bench.build(self._offer(model, [best])))
+        if seconds <= _QUICK_S:
+            bench.build(self._offer(model, select.variants(best, forest, target, self._kernel)))
 
     def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
         """One an instruction-set level."""

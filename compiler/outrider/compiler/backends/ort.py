@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from outrider.compiler.backends import Built, Candidate, Times, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Workbench, artifact_entry
 from outrider.compiler.model import Model, OnnxGraph
 from outrider.runtime.target import Requirements, Target
 
@@ -22,21 +22,17 @@ class OrtBackend:
             return f"ONNX Runtime has no package for {target.arch}"
         return None
 
-    def candidates(self, model: Model, target: Target) -> Sequence[Candidate]:
+    def explore(self, model: Model, target: Target, bench: Workbench) -> None:
+        """There is one way."""
+        bench.build(self.rule(model, target))
+
+    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
         """The model in its own precision."""
         return [Candidate("ort", "float32")]
 
-    def further(self, model: Model, target: Target, times: Callable[[], Times]) -> Sequence[Candidate]:
-        """Nothing: there is one way."""
-        return []
-
-    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """The same everywhere."""
-        return self.candidates(model, target)
-
     def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
         """The one candidate."""
-        return next((one for one in self.candidates(model, target) if one.options == options), None)
+        return next((one for one in self.rule(model, target) if one.options == options), None)
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Pass the file through."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees.forest import LEAF, NUMERIC, Forest, Tree
+from outrider.compiler.trees.forest import LEAF, NUMERIC, Forest, Tree, once_a_forest
 from outrider.compiler.trees.quantise import raw_bounds
 from outrider.runtime.errors import BadModelError
 
@@ -89,21 +89,26 @@ class DeepTables:
 
 def refuses(forest: Forest) -> str | None:
     """Why there is no such layout for the forest, in words."""
-    if any(bool(((tree.kind != LEAF) & (tree.kind != NUMERIC)).any()) for tree in forest.trees):
+    if forest.category_splits.any():
         return "it has splits by category"
     if len({tree.output is None for tree in forest.trees}) > 1:
         return "it mixes leaf vectors with single leaf values"
     if forest.nodes > _MAX_NODES:
         return f"it has more than {_MAX_NODES} nodes"
-    columns = _Splits(forest).columns(_WIDE_BITS)
+    columns = _splits(forest).columns(_WIDE_BITS)
     return f"it has {columns} virtual columns, of {MAX_COLUMNS} at most" if columns > MAX_COLUMNS else None
+
+
+def columns_of(forest: Forest) -> int:
+    """Virtual columns of ranks of 16 bits, with the two of leaves."""
+    return _splits(forest).columns(_WIDE_BITS) + _LEAF_COLUMNS
 
 
 def lay_out_deep(forest: Forest) -> DeepTables:
     """Lay out a forest that `refuses` has nothing against. Raises BadModelError for a tree that is none."""
     places = [_Place(tree) for tree in forest.trees]
     order = _walk_order(forest, places)
-    splits, leaves = _Splits(forest), _Leaves(forest)
+    splits, leaves = _splits(forest), _Leaves(forest)
     chosen = _choose_format(splits, max(place.reach for place in places))
     inline = len(leaves.values) < 1 << chosen.rank_bits  # the highest field is not below the highest rank
     searches, column, position = splits.ranked(chosen.rank_bits)
@@ -218,6 +223,9 @@ class _Splits:
         spread = np.zeros(len(mask), np.int64)
         spread[mask] = values[end - int(mask.sum()) : end]
         return spread
+
+
+_splits = once_a_forest(_Splits)
 
 
 class _Leaves:

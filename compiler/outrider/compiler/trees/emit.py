@@ -44,9 +44,7 @@ _TRANSFORMS = (
 )
 
 
-def artifact_sources(
-    forest: Forest, row: KernelSource, batch: KernelSource, crossover: int
-) -> dict[str, str | bytes]:
+def artifact_sources(forest: Forest, row: KernelSource, batch: KernelSource, crossover: int) -> dict[str, str | bytes]:
     """The sources of an artifact by file name: batches below `crossover` rows go to `row`, others to `batch`.
 
     Give the same source twice, and a crossover of 0, for one kernel that serves both. Long tables become files of

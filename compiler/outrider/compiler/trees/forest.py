@@ -14,8 +14,10 @@ Beside it stands the same decision on a double `x`, which has values between two
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property, wraps
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,8 @@ Transform = Literal[
     "argmax",
 ]
 Missing = Literal["nan", "zero"]
+
+T = TypeVar("T")
 
 LEAF, NUMERIC, CATEGORY = 0, 1, 2
 MAX_CATEGORY = 1 << 24  # the integers that a float32 counts without gaps
@@ -126,16 +130,50 @@ class Forest:
         """Nodes of all trees."""
         return sum(tree.nodes for tree in self.trees)
 
+    @cached_property
+    def depths(self) -> NDArray[np.int64]:
+        """Levels of each tree, [trees]."""
+        return np.array([depth_of(tree) for tree in self.trees])
 
-def depth_of(tree: Tree, most: int = 255) -> int:
-    """Levels of splits on the longest way to a leaf; `most + 1` for any tree with more."""
+    @cached_property
+    def splits(self) -> NDArray[np.int64]:
+        """Splits of each tree, [trees]."""
+        return np.array([(tree.kind != LEAF).sum() for tree in self.trees])
+
+    @cached_property
+    def category_splits(self) -> NDArray[np.int64]:
+        """Splits on categories of each tree, [trees]."""
+        return np.array([(tree.kind == CATEGORY).sum() for tree in self.trees])
+
+    @property
+    def leaf_vectors(self) -> bool:
+        """Whether a tree has leaves that are vectors over the outputs."""
+        return any(tree.output is None for tree in self.trees)
+
+
+def once_a_forest(function: Callable[[Forest], T]) -> Callable[[Forest], T]:
+    """Keep a function's result on the forest, for as long as that lives: kernels share layouts."""
+
+    @wraps(function)
+    def kept(forest: Forest) -> T:
+        results = vars(forest).setdefault("_results", {})
+        if function not in results:
+            results[function] = function(forest)
+        found: T = results[function]
+        return found
+
+    return kept
+
+
+def depth_of(tree: Tree) -> int:
+    """Levels of splits on the longest way to a leaf."""
     level = np.zeros(1, np.int64)
-    for depth in range(most + 1):
+    depth = -1
+    while len(level):
         level = level[tree.kind[level] != LEAF]
-        if len(level) == 0:
-            return depth
         level = np.concatenate([tree.left[level], tree.right[level]]).astype(np.int64)
-    return most + 1
+        depth += 1
+    return depth
 
 
 def sort_key(values: NDArray[np.float32]) -> NDArray[np.int32]:

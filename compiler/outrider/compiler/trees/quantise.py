@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees.forest import NUMERIC, Forest
+from outrider.compiler.trees.forest import NUMERIC, Forest, once_a_forest
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -105,6 +105,9 @@ def quantise(forest: Forest, swapped: Sequence[Set[int]] = ()) -> Quantised:
                     columns += 1
             chunks.append(Chunk(one, bounds[first : first + CHUNK], own[0], own[1], (own[2], own[3])))
     return Quantised(tuple(chunks), columns, _spread(column, numeric), _spread(position, numeric))
+
+
+ranks_of = once_a_forest(quantise)
 
 
 def _inverted(numeric: list[NDArray[np.bool_]], swapped: Sequence[Set[int]]) -> NDArray[np.bool_]:

@@ -1,13 +1,13 @@
 """Which kernels an artifact holds: a plan is a kernel for rows, one for batches and an instruction-set level.
 
-For the present machine plans compete by measurement, in three rounds, so that the number of builds grows with the
-number of kernels and not with that of pairs:
+What is worth building, the kernels' cost models say: of those that take the forest, the cheapest, and whatever is
+reckoned to take up to WORTH times as long. For the present machine these compete by measurement, in rounds:
 
-1. `favourites`: each kernel alone, with its favourite options. A kernel that serves rows is measured at 1 row, one
-   that serves batches at 64 and 1024, and both at the sizes between, where they meet.
-2. `further`: the other options of the kernel that is the best at rows, and of the one that is the best at batches.
-3. `further` again: these two together, with the crossover where the batch kernel overtakes. Where one kernel is the
-   best at both, it stays alone, since it shares its tables.
+1. `first`: where one kernel is left in each role, the two together; else each alone. A kernel that serves rows is
+   measured at 1 row, one that serves batches at 64 and 1024, and both at the sizes between, where they meet.
+2. `together`: the best two, with the crossover where the batch kernel overtakes. Where one kernel is the best at both,
+   it stays alone, since it shares its tables.
+3. `variants`: the same with other options of either kernel, where builds are quick.
 
 The search (`outrider.compiler.search`) then measures what can be shipped as a whole, and chooses. For any other
 target, `rule` decides.
@@ -16,18 +16,19 @@ target, `rule` decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, KERNELS, IsaLevel, Kernel, Role
 from outrider.runtime.target import Target
 
-CROSSOVERS = (8, 16, 32, 64)  # rows
-CROSSOVER = 32  # by the rule: batch kernels work on 64 rows at a time, and overtake single rows at 25 to 40
+CROSSOVERS = (8, 16, 32, 64)  # rows, at which kernels are measured
 MARGIN = 0.95  # another must take less than this share of the favourite's time, so that noise does not choose
+WORTH = 1.25  # a kernel is measured up to this ratio to the cheapest: cost models are no better
 
 _ROW_SIZES, _BATCH_SIZES = (1,), (64, 1024)
+_LEAST_CROSSOVER, _MOST_CROSSOVER = 2, 64
 _LEVELS = list(ISA_LEVELS)
 
 Kernels = Callable[[str], Kernel]
@@ -94,9 +95,9 @@ def recognise(options: Mapping[str, str], forest: Forest, target: Target, kernel
     if plan is None or plan.isa not in ISA_LEVELS or ISA_LEVELS[plan.isa] not in _levels(target):
         return None
     row, batch = (_known(part, forest, target, kernels) for part in (plan.row, plan.batch))
-    if row is None or batch is None:
+    if row is None or batch is None or not (row == batch or _LEAST_CROSSOVER <= plan.crossover <= _MOST_CROSSOVER):
         return None
-    found = _pair(row, batch, kernels, plan.crossover if plan.crossover in CROSSOVERS else CROSSOVER)
+    found = _pair(row, batch, kernels, plan.crossover)
     return found if (found.isa, found.crossover) == (plan.isa, plan.crossover) else None
 
 
@@ -106,29 +107,34 @@ def _known(part: Part, forest: Forest, target: Target, kernels: Kernels) -> Part
     return next((variant for variant in variants if dict(variant.options) == dict(part.options)), None)
 
 
-# ---- by the rule ----
+# ---- by the cost models ----
 
 
 def rule(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
     """The selection rule: the plans to ship where nothing is measured, the most demanding level first.
 
-    For each level of the target's architecture, and for each role: the first kernel of KERNELS that serves the role,
-    needs no more than the level, and takes the forest, with its favourite options. A level that gains no kernel over
-    the one below ships nothing. A device takes the first that it can run. Hence, each giving way to the next where it
-    refuses the forest:
-
-    | level | rows | batches |
-    | --- | --- | --- |
-    | x86-64-v4-vbmi | row, row-deep, k2 | shape, deep-batch, k2 |
-    | x86-64-v3 | k2 | shape-avx2, k2 |
-    | baseline, every architecture | k2 | k2 |
+    For each level of the target's architecture, and for each role: the kernel that is reckoned to be the fastest of
+    those that serve the role, need no more than the level, and take the forest; with its favourite options. A level
+    that gains no kernel over the one below ships nothing. A device takes the first that it can run.
     """
     plans: dict[str, Plan] = {}
-    for level in _levels(target):
-        row, batch = (_first(role, level, forest, target, kernels) for role in ("row", "batch"))
-        plan = _pair(row, batch, kernels, CROSSOVER)
+    levels = _levels(target)
+    for count in range(1, len(levels) + 1):
+        within = {level.name for level in levels[:count]}
+        row, batch = (_ranked(role, forest, target, kernels, within)[0] for role in ("row", "batch"))
+        plan = _planned(row, batch, kernels)
         plans[plan.isa] = plan
     return list(reversed(plans.values()))
+
+
+def first(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
+    """What is worth measuring on this very target: the two kernels that are left, or each of several alone."""
+    within = {level.name for level in _levels(target) if set(level.features) <= set(target.features)}
+    rows, batches = (_worth(_ranked(role, forest, target, kernels, within)) for role in ("row", "batch"))
+    if len(rows) == len(batches) == 1:
+        return [_planned(rows[0], batches[0], kernels)]
+    parts = dict.fromkeys(part for _, part in (*rows, *batches))
+    return [_pair(part, part, kernels, 0) for part in parts]
 
 
 def _levels(target: Target) -> list[IsaLevel]:
@@ -136,13 +142,32 @@ def _levels(target: Target) -> list[IsaLevel]:
     return [level for level in ISA_LEVELS.values() if level.arch in (None, target.arch)]
 
 
-def _first(role: Role, level: IsaLevel, forest: Forest, target: Target, kernels: Kernels) -> Part:
-    within = {one.name for one in _levels(target) if _LEVELS.index(one.name) <= _LEVELS.index(level.name)}
+Reckoned = tuple[float, Part]  # cycles a row, and the kernel with its favourite options
+
+
+def _ranked(role: Role, forest: Forest, target: Target, kernels: Kernels, within: Set[str]) -> list[Reckoned]:
+    """The kernels of a role that take the forest and need no more than these levels, the cheapest first.
+
+    Of kernels that are reckoned alike, the first of KERNELS comes first.
+    """
+    found = []
     for name in KERNELS:
-        if role in kernels(name).serves and kernels(name).isa in within:
-            for part in _variants(name, forest, target, kernels):
-                return part
-    raise AssertionError("the last kernel takes every forest")
+        made = kernels(name)
+        if role in made.serves and made.isa in within:
+            found += [(made.cost(forest)[role], part) for part in _variants(name, forest, target, kernels)[:1]]
+    assert found, "the last kernel takes every forest"
+    return sorted(found, key=lambda item: item[0])
+
+
+def _worth(ranked: Sequence[Reckoned]) -> list[Reckoned]:
+    """Those that cost little more than the cheapest."""
+    return [item for item in ranked if item[0] <= WORTH * ranked[0][0]]
+
+
+def _planned(row: Reckoned, batch: Reckoned, kernels: Kernels) -> Plan:
+    """The plan of two kernels, with the crossover that their costs give: where rows take as long as a block does."""
+    rows = kernels(batch[1].kernel).block * batch[0] / row[0]
+    return _pair(row[1], batch[1], kernels, min(max(round(rows), _LEAST_CROSSOVER), _MOST_CROSSOVER))
 
 
 def _variants(name: str, forest: Forest, target: Target, kernels: Kernels) -> list[Part]:
@@ -161,40 +186,24 @@ def _pair(row: Part, batch: Part, kernels: Kernels, crossover: int) -> Plan:
 # ---- by measurement ----
 
 
-def solos(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
-    """Each variant of each kernel that this very target runs and that takes the forest, alone at every batch size."""
-    return [
-        _pair(part, part, kernels, 0)
-        for name in KERNELS
-        if _runs(kernels(name), target)
-        for part in _variants(name, forest, target, kernels)
-    ]
-
-
-def _runs(kernel: Kernel, target: Target) -> bool:
-    level = ISA_LEVELS[kernel.isa]
-    return level.arch in (None, target.arch) and set(level.features) <= set(target.features)
-
-
-def favourites(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
-    """The first variant of each kernel."""
-    first: dict[str, Plan] = {}
-    for plan in solos(forest, target, kernels):
-        first.setdefault(plan.row.kernel, plan)
-    return list(first.values())
-
-
-def further(forest: Forest, target: Target, kernels: Kernels, times: Times) -> list[Plan]:
-    """What to build next: other variants of the best kernels, then the best two together, then nothing."""
+def together(kernels: Kernels, times: Times) -> Plan:
+    """The best at rows and the best at batches of kernels that were measured alone."""
     row = _best("row", _ROW_SIZES, times, kernels)
     batch = _best("batch", _BATCH_SIZES, times, kernels)
-    leading = {row.row.kernel, batch.row.kernel}
-    untried = [p for p in solos(forest, target, kernels) if p.row.kernel in leading and p not in times]
-    if untried:
-        return untried
     if row.row.kernel == batch.row.kernel:
-        return []
-    return [_pair(row.row, batch.row, kernels, _crossover(times[row], times[batch]))]
+        return row
+    return _pair(row.row, batch.row, kernels, _crossover(times[row], times[batch]))
+
+
+def variants(plan: Plan, forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
+    """The plan with each of the other options of its kernels."""
+    rows, batches = (_variants(part.kernel, forest, target, kernels) for part in (plan.row, plan.batch))
+    if plan.row == plan.batch:
+        return [_pair(part, part, kernels, 0) for part in rows if part != plan.row]
+    return [
+        *(_pair(part, plan.batch, kernels, plan.crossover) for part in rows if part != plan.row),
+        *(_pair(plan.row, part, kernels, plan.crossover) for part in batches if part != plan.batch),
+    ]
 
 
 def _best(role: Role, sizes: Sequence[int], times: Times, kernels: Kernels) -> Plan:

@@ -1,9 +1,8 @@
 """Kernels: Forest -> tables and a fixed piece of C that reads them. One module and one C template each.
 
-`KERNELS` is the table, in order of preference: where nothing can be measured, the first that serves a role, runs at
-the instruction-set level and takes the forest is used (`outrider.compiler.trees.select`). A new kernel is one module
-with a class of the interface `Kernel`, its template `NAME.h` beside it, and one line here. The last kernel takes
-every forest on every CPU.
+`KERNELS` is the table. Of those that serve a role, run at the instruction-set level and take the forest, cost models
+and measurements choose (`outrider.compiler.trees.select`). A new kernel is one module with a class of the interface
+`Kernel`, its template `NAME.h` beside it, and one line here. The last kernel takes every forest on every CPU.
 """
 
 from __future__ import annotations
@@ -85,9 +84,18 @@ class Kernel(Protocol):
     """What it is good at: single rows and a few, or batches. It must be right at any batch size."""
     isa: str
     """The least of ISA_LEVELS that it needs."""
+    block: int
+    """Rows that a batch is rounded up to; 1 where it is not."""
 
     def refuses(self, forest: Forest) -> str | None:
         """Why the kernel cannot take this forest, in words; None where it can. Every constraint is checked here."""
+        ...
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Cycles a row of a forest that it takes, for each role: the cost model of the template's header, as numbers.
+
+        Constants are those of Zen 4, where they were measured; what counts are the ratios between kernels.
+        """
         ...
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees.deep_layout import LANES, DeepTables, Search, lay_out_deep
+from outrider.compiler.trees.deep_layout import LANES, DeepTables, Search, columns_of, lay_out_deep
 from outrider.compiler.trees.emit import array, defines, header, template
-from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.forest import Forest, once_a_forest
 
 ISA = "x86-64-v4-vbmi"
 REGISTER_RANKS = 32
 _FAN_OUT = 16  # bounds that a step of a search compares with
+_LEVEL_COSTS, _GATHERED_LEVEL_COST = {1: 26.0, 2: 32.0, 4: 46.0}, 75.0  # by registers of a row's ranks
 _NO_KEY = np.int32(2**31 - 1)  # above the key of every number
 
-_latest: list[tuple[weakref.ref[Forest], DeepTables]] = []
+deep_tables = once_a_forest(lay_out_deep)
 
 
-def deep_tables(forest: Forest) -> DeepTables:
-    """The layout, which the kernels and variants of one forest share: the latest one is kept."""
-    if not _latest or _latest[0][0]() is not forest:
-        _latest[:] = [(weakref.ref(forest), lay_out_deep(forest))]
-    return _latest[0][1]
+def level_cost(forest: Forest) -> float:
+    """Cycles that 16 trees take for a level: a gather, and finding the ranks, by a permute or by more gathers."""
+    columns = columns_of(forest)
+    return next((cost for registers, cost in _LEVEL_COSTS.items() if columns <= 32 * registers), _GATHERED_LEVEL_COST)
 
 
 def stride(tables: DeepTables) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from outrider.compiler.trees.deep_layout import DeepTables, refuses
+from outrider.compiler.trees.deep_layout import LANES, DeepTables, refuses
 from outrider.compiler.trees.emit import defines, header, template
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, stride
+from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, level_cost, stride
 from outrider.runtime.target import Target
 
-_IN_FLIGHT = ((4, 2), (2, 4), (1, 8))  # groups of trees, rows
+_IN_FLIGHT = ((2, 4), (4, 2), (1, 8))  # groups of trees, rows
 _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 256 << 10  # ranks and sums of a block of rows: a quarter of L2, the nodes of some trees take the rest
 
@@ -22,10 +22,16 @@ class DeepBatch:
     name = "deep-batch"
     serves: frozenset[Role] = frozenset(("batch",))
     isa = ISA
+    block = 1
 
     def refuses(self, forest: Forest) -> str | None:
         """Splits by category, too many columns or nodes."""
         return refuses(forest)
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Each search; then the levels of the deepest of 16 trees, which go together."""
+        levels = -(-len(forest.trees) // LANES) * int(forest.depths.max())
+        return {"batch": 30 * forest.features + 0.9 * level_cost(forest) * levels}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """From many groups to many rows."""

@@ -48,18 +48,24 @@ class Leafwise:
     name = "leafwise"
     serves: frozenset[Role] = frozenset(("batch",))
     isa = "x86-64-v4-vbmi"
+    block = _REGISTER
 
     def __init__(self) -> None:
         self._laid_out: tuple[Forest, _Layout] | None = None
 
     def refuses(self, forest: Forest) -> str | None:
         """Large trees, leaf vectors, too many classes of categories."""
-        if any(tree.output is None for tree in forest.trees):
+        if forest.leaf_vectors:
             return "leaves are vectors"
         leaves = max(int((tree.kind == LEAF).sum()) for tree in forest.trees)
         if leaves > MAX_LEAVES:
             return f"a tree has {leaves} leaves, and this kernel takes up to {MAX_LEAVES}"
         return why_not(forest)
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Each node and some more a tree, for 64 rows."""
+        nodes = 2.6 * forest.splits.sum() + 1.0 * forest.category_splits.sum() + 25 * len(forest.trees)
+        return {"batch": 3 * forest.features + nodes / _REGISTER}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """Two registers share loads, one leaves more of L1 to a group's slots."""

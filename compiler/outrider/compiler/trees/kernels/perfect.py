@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import fixed_point
-from outrider.compiler.trees.forest import LEAF, NUMERIC, Forest, Tree, depth_of
+from outrider.compiler.trees.forest import LEAF, Forest, Tree
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.ranks import LANES, bounds_file, rank_files, rank_tables
 from outrider.compiler.trees.kernels.single import MAX_COLUMNS, scratch, single_files
-from outrider.compiler.trees.quantise import NEVER, Quantised, on_slots, quantise
+from outrider.compiler.trees.quantise import NEVER, Quantised, on_slots, ranks_of
 from outrider.runtime.target import Target
 
 _MAX_LEVELS = 6
@@ -32,23 +32,27 @@ class Perfect:
     name = "perfect"
     serves: frozenset[Role] = frozenset(("row", "batch"))
     isa = "x86-64-v4-vbmi"
-
-    def __init__(self) -> None:
-        self._quantised: tuple[Forest, Quantised] | None = None
+    block = _REGISTER
 
     def refuses(self, forest: Forest) -> str | None:
         """Deep trees, categories, leaf vectors, many virtual columns, sums of more than 32 bits."""
-        if any(tree.output is None for tree in forest.trees):
+        if forest.leaf_vectors:
             return "leaves are vectors"
-        if any(((tree.kind != LEAF) & (tree.kind != NUMERIC)).any() for tree in forest.trees):
+        if forest.category_splits.any():
             return "there are splits on categories"
         levels = _levels(forest)
         if levels > _MAX_LEVELS:
             return f"a tree has {levels} levels, and this kernel takes up to {_MAX_LEVELS}"
         if fixed_point(forest).wide:
             return "sums need more than 32 bits"
-        columns = self._ranks(forest).columns
+        columns = ranks_of(forest).columns
         return f"there are {columns} virtual columns, of {MAX_COLUMNS} at most" if columns > MAX_COLUMNS else None
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """A row alone: each column, then a few instructions a tree. In batches: each node for 64 rows."""
+        columns, trees = len(ranks_of(forest).chunks), len(forest.trees)
+        nodes = (1 << _levels(forest)) - 1
+        return {"row": 10 * columns + 7 * trees, "batch": 3 * columns + trees * (1.8 * nodes + 25) / _REGISTER}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """Two registers share loads."""
@@ -56,7 +60,7 @@ class Perfect:
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Pad, and write the tables down."""
-        quantised, registers = self._ranks(forest), int(options.get("registers", _REGISTERS[0]))
+        quantised, registers = ranks_of(forest), int(options.get("registers", _REGISTERS[0]))
         names = ("perfect.h", "fixed.h", "fixed_batch.h")
         return KernelSource(
             files={
@@ -71,14 +75,9 @@ class Perfect:
             scratch=max(scratch(quantised), _batch_scratch(forest, quantised, registers)),
         )
 
-    def _ranks(self, forest: Forest) -> Quantised:
-        if self._quantised is None or self._quantised[0] is not forest:
-            self._quantised = (forest, quantise(forest))
-        return self._quantised[1]
-
 
 def _levels(forest: Forest) -> int:
-    return max(1, *(depth_of(tree) for tree in forest.trees))
+    return max(1, int(forest.depths.max()))
 
 
 def _batch_scratch(forest: Forest, quantised: Quantised, registers: int) -> int:

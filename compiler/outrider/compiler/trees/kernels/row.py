@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from outrider.compiler.trees.deep_layout import LANES
 from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import fixed_point
-from outrider.compiler.trees.forest import LEAF, NUMERIC, Forest, depth_of
+from outrider.compiler.trees.forest import LEAF, Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.deep import ISA, search_levels, segments
-from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised, quantise
+from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised, ranks_of
 from outrider.runtime.target import Target
 
 _IN_FLIGHT = (4, 6, 2)
 _DEPTHS = (3, 6, 8)  # that trees are padded to
+_GATHERS = {3: 1, 6: 4, 8: 7}  # of a group
 _REGISTER_RANKS = 64
 _REGISTERS = (1, 2, 4)
 _MAX_COLUMNS = 1 << 15
@@ -29,23 +30,26 @@ class Row:
     name = "row"
     serves: frozenset[Role] = frozenset(("row",))
     isa = ISA
-
-    def __init__(self) -> None:
-        self._quantised: tuple[Forest, Quantised] | None = None
+    block = 1
 
     def refuses(self, forest: Forest) -> str | None:
         """Deep trees, splits by category, leaf vectors, sums of more than 32 bits."""
-        if any(tree.output is None for tree in forest.trees):
+        if forest.leaf_vectors:
             return "its leaves are vectors"
-        if any(bool(((tree.kind != LEAF) & (tree.kind != NUMERIC)).any()) for tree in forest.trees):
+        if forest.category_splits.any():
             return "it has splits by category"
-        deepest = max(depth_of(tree, _DEPTHS[-1]) for tree in forest.trees)
-        if deepest > _DEPTHS[-1]:
-            return f"it has {deepest} levels or more, of {_DEPTHS[-1]} at most"
+        if forest.depths.max() > _DEPTHS[-1]:
+            return f"it has {forest.depths.max()} levels, of {_DEPTHS[-1]} at most"
         if fixed_point(forest).wide:
             return "its sums need more than 32 bits"
-        columns = self._ranks(forest).columns
+        columns = ranks_of(forest).columns
         return f"it has {columns} virtual columns, of {_MAX_COLUMNS} at most" if columns > _MAX_COLUMNS else None
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Each column; then, for 16 trees at once, a few instructions a level and the gathers of their nodes."""
+        levels = _levels(forest)
+        group = 10 * levels + 20 * _GATHERS[levels]
+        return {"row": 10 * len(ranks_of(forest).chunks) + group * -(-len(forest.trees) // LANES)}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One a number of groups."""
@@ -53,7 +57,7 @@ class Row:
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Lay out, and write the tables down."""
-        quantised = self._ranks(forest)
+        quantised = ranks_of(forest)
         groups = int(options.get("groups", _IN_FLIGHT[0]))
         return KernelSource(
             files={
@@ -66,10 +70,10 @@ class Row:
             scratch=_stride(quantised),
         )
 
-    def _ranks(self, forest: Forest) -> Quantised:
-        if self._quantised is None or self._quantised[0] is not forest:
-            self._quantised = (forest, quantise(forest))
-        return self._quantised[1]
+
+def _levels(forest: Forest) -> int:
+    """What trees are padded to."""
+    return next(deep for deep in _DEPTHS if forest.depths.max() <= deep)
 
 
 def _registers(quantised: Quantised) -> int:
@@ -86,7 +90,7 @@ def _stride(quantised: Quantised) -> int:
 
 
 def _tables_header(forest: Forest, quantised: Quantised, in_flight: int) -> str:
-    levels = next(deep for deep in _DEPTHS if max(map(depth_of, forest.trees)) <= deep)
+    levels = _levels(forest)
     order = np.argsort([tree.output or 0 for tree in forest.trees], kind="stable")
     nodes, values = _perfect(forest, quantised, order, levels)
     leaves = fixed_point(forest).encode(values)[0]

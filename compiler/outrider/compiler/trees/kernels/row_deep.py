@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from outrider.compiler.trees.deep_layout import refuses
+from outrider.compiler.trees.deep_layout import LANES, refuses
 from outrider.compiler.trees.emit import defines, header, template
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, stride
+from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, level_cost, stride
 from outrider.runtime.target import Target
 
 _GROUPS = (7, 4)
@@ -20,10 +20,16 @@ class RowDeep:
     name = "row-deep"
     serves: frozenset[Role] = frozenset(("row",))
     isa = ISA
+    block = 1
 
     def refuses(self, forest: Forest) -> str | None:
         """Splits by category, too many columns or nodes."""
         return refuses(forest)
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Each search; then the levels of the deepest of 16 trees, which go together."""
+        levels = -(-len(forest.trees) // LANES) * int(forest.depths.max())
+        return {"row": 20 * forest.features + level_cost(forest) * levels}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One a number of groups, as far as there are so many trees."""

@@ -12,11 +12,11 @@ from outrider.compiler.trees import categories
 from outrider.compiler.trees.categories import category_bits
 from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import fixed_point
-from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree, depth_of
+from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.ranks import records
 from outrider.compiler.trees.kernels.single import MAX_COLUMNS, scratch, single_files
-from outrider.compiler.trees.quantise import NEVER, Quantised, quantise
+from outrider.compiler.trees.quantise import NEVER, Quantised, ranks_of
 from outrider.runtime.target import Target
 
 _WORD = 64  # nodes
@@ -32,13 +32,11 @@ class RowMasks:
     name = "row-masks"
     serves: frozenset[Role] = frozenset(("row",))
     isa = "x86-64-v4-vbmi"
-
-    def __init__(self) -> None:
-        self._quantised: tuple[Forest, Quantised] | None = None
+    block = 1
 
     def refuses(self, forest: Forest) -> str | None:
         """Large trees, leaf vectors, many virtual columns or classes of categories."""
-        if any(tree.output is None for tree in forest.trees):
+        if forest.leaf_vectors:
             return "leaves are vectors"
         words = max(_words(tree) for tree in forest.trees)
         if words * _WORD > _MAX_NODES:
@@ -48,8 +46,14 @@ class RowMasks:
         found = category_bits(forest, [frozenset()] * len(forest.trees)).features
         if len(found) > _WORD or any(feature.pages > 1 for feature in found):
             return f"{len(found)} features have categories, or one has over {_WORD} classes of them"
-        columns = self._ranks(forest).columns
+        columns = ranks_of(forest).columns
         return f"it has {columns} virtual columns, of {MAX_COLUMNS} at most" if columns > MAX_COLUMNS else None
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Each column; each word of a tree's mask, its sets of categories, and the levels of the walk."""
+        words = sum(map(_words, forest.trees))
+        trees = 5 * words + 0.5 * forest.category_splits.sum() + 1.4 * forest.depths.sum()
+        return {"row": 10 * len(ranks_of(forest).chunks) + float(trees)}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One."""
@@ -57,7 +61,7 @@ class RowMasks:
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Lay out, and write the tables down."""
-        quantised = self._ranks(forest)
+        quantised = ranks_of(forest)
         tables = _Tables(forest, quantised)
         return KernelSource(
             files={
@@ -69,11 +73,6 @@ class RowMasks:
             prefix="row_masks",
             scratch=scratch(quantised) + tables.blocks + 8 * tables.masks + 2 * _LINE,
         )
-
-    def _ranks(self, forest: Forest) -> Quantised:
-        if self._quantised is None or self._quantised[0] is not forest:
-            self._quantised = (forest, quantise(forest))
-        return self._quantised[1]
 
 
 def _words(tree: Tree) -> int:
@@ -130,8 +129,8 @@ class _Tables:
         self._forest, self._quantised = forest, quantised
         self._categories = category_bits(forest, [frozenset()] * len(forest.trees))
         self._sets: list[tuple[int, int]] = []  # place of the feature, bits; in whole blocks
-        depths = {number: depth_of(tree, _MAX_NODES) for number, tree in enumerate(forest.trees)}
-        by_depth = sorted(depths, key=depths.__getitem__)
+        depths = forest.depths.tolist()
+        by_depth = sorted(range(len(depths)), key=depths.__getitem__)
         small = [number for number in by_depth if _words(forest.trees[number]) == 1]
         large = [number for number in by_depth if _words(forest.trees[number]) > 1]
         self._kinds = [self._kind("SMALL", small, 1), self._kind("LARGE", large, 0)]

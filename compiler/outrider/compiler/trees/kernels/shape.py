@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.trees.emit import array, defines, header
-from outrider.compiler.trees.forest import CATEGORY, LEAF, Forest, Tree, depth_of
+from outrider.compiler.trees.forest import CATEGORY, LEAF, Forest, Tree
 from outrider.compiler.trees.kernels.ranks import rank_tables
 from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised
 
@@ -80,7 +80,7 @@ def why_not(forest: Forest) -> str | None:
         return "leaves are vectors"
     if any((tree.kind == CATEGORY).any() for tree in forest.trees):
         return "there are splits on categories"
-    depth = max(depth_of(tree) for tree in forest.trees)
+    depth = int(forest.depths.max())
     return f"a tree has {depth} levels, and this kernel takes up to {MAX_DEPTH}" if depth > MAX_DEPTH else None
 
 
@@ -235,7 +235,7 @@ def read_options(options: Mapping[str, str], default: ShapeOptions) -> ShapeOpti
 
 
 def _depth(forest: Forest) -> int:
-    return max(1, *(depth_of(tree) for tree in forest.trees))
+    return max(1, int(forest.depths.max()))
 
 
 def shape_tables(forest: Forest, quantised: Quantised, options: ShapeOptions, form: Form) -> tuple[str, int]:

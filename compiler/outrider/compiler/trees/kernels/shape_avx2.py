@@ -8,7 +8,7 @@ from outrider.compiler.trees.emit import template
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.shape import Form, ShapeOptions, read_options, shape_tables, why_not
-from outrider.compiler.trees.quantise import Quantised, quantise, search_tree
+from outrider.compiler.trees.quantise import ranks_of, search_tree
 from outrider.runtime.target import Target
 
 _FORM = Form("SHAPE_AVX2", 32, 0x80, False, search_tree)
@@ -21,13 +21,15 @@ class ShapeAvx2:
     name = "shape-avx2"
     serves: frozenset[Role] = frozenset(("batch",))
     isa = "x86-64-v3"
-
-    def __init__(self) -> None:
-        self._quantised: tuple[Forest, Quantised] | None = None
+    block = 32
 
     def refuses(self, forest: Forest) -> str | None:
         """Deep trees, categories, leaf vectors, sums in float64."""
         return why_not(forest)
+
+    def cost(self, forest: Forest) -> Mapping[Role, float]:
+        """Each node, for 32 rows."""
+        return {"batch": 10 * forest.features + (2.2 * float(forest.splits.sum()) + 60 * len(forest.trees)) / 32}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """Two registers share the loads of positions; one leaves more of them for a tree."""
@@ -35,10 +37,8 @@ class ShapeAvx2:
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Quantise, lay out, and write the tables down."""
-        if self._quantised is None or self._quantised[0] is not forest:
-            self._quantised = (forest, quantise(forest))
         chosen = read_options(options, _VARIANTS[0])
-        tables, scratch = shape_tables(forest, self._quantised[1], chosen, _FORM)
+        tables, scratch = shape_tables(forest, ranks_of(forest), chosen, _FORM)
         names = ("shape_avx2.h", "finish_batch.h")
         return KernelSource(
             files={**{name: template(name) for name in names}, "shape_avx2_tables.h": tables},
