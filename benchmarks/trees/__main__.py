@@ -81,12 +81,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="models a and d up to batch 1024, in about 50 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON, too")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"where the report goes (default: {RESULTS.name}/)")
-    parser.add_argument("--models", nargs="+", choices=[*SHAPES, *EXTRAS], metavar="MODEL", help="only these models")
+    parser.add_argument(
+        "--models", nargs="+", type=_model, metavar="MODEL", help="only these models, as a, census or b7"
+    )
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), metavar="PEER", help="only these contenders")
     parser.add_argument("--batches", nargs="+", type=_batch, metavar="ROWS", help="only these batch sizes")
     parser.add_argument("--random", type=int, default=10, metavar="N", help="random models a shape (default: 10)")
     parser.add_argument("--limit", type=float, metavar="S", help="CPU time of one race at most (default: 12)")
     return parser
+
+
+def _model(text: str) -> str:
+    """The name of a case."""
+    try:
+        specs([text], 0)
+    except KeyError:
+        known = ", ".join([*SHAPES, *EXTRAS])
+        raise argparse.ArgumentTypeError(f"there is {known}, and b7 for the seventh random model of b") from None
+    return text
 
 
 def _batch(text: str) -> int:

@@ -87,10 +87,16 @@ EXTRAS: dict[str, Spec] = {
 
 
 def specs(names: Sequence[str], random: int) -> list[Spec]:
-    """The named cases, each shape followed by `random` models of it."""
+    """The named cases, each shape followed by `random` models of it. `b7`: the seventh of those of b.
+
+    Raises KeyError for a name that is none.
+    """
     known = {**SHAPES, **EXTRAS}
     chosen = []
     for name in names:
+        if name not in known and name[:1] in SHAPES and name[1:].isdecimal():
+            chosen.append(random_spec(name[0], int(name[1:])))
+            continue
         chosen.append(known[name])
         if name in SHAPES:
             chosen += [random_spec(name, seed) for seed in range(1, random + 1)]

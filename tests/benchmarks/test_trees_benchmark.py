@@ -225,6 +225,10 @@ def test_random_models_vary_and_repeat() -> None:
         assert len({spec.recipe for spec in made}) == 10
         assert {spec.trees for spec in made} == {SHAPES[shape].trees}
     assert [spec.name for spec in specs(["b", "card"], 2)] == ["b", "b1", "b2", "card"]
+    assert specs(["e3"], 2) == [random_spec("e", 3)]
+    for wrong in ("f", "b0x", "x3", ""):
+        with pytest.raises(KeyError):
+            specs([wrong], 0)
 
 
 @pytest.mark.parametrize("name", PEERS)

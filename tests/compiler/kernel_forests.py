@@ -118,6 +118,8 @@ FORESTS: dict[str, dict[str, Any]] = {
     "perfect": {"trees": 9, "depth": 6, "features": 8, "bounds": 60},
     "perfect, seven levels": {"trees": 17, "depth": 7, "features": 30, "bounds": 15},
     "perfect, eight levels": {"trees": 5, "depth": 8, "features": 11, "bounds": 200},
+    "perfect, nine levels": {"trees": 3, "depth": 9, "features": 11, "bounds": 200, "outputs": 2},
+    "nine levels, many columns": {"trees": 20, "depth": 9, "leaves": 300, "features": 200, "bounds": 300},
     "chunks": {"trees": 40, "depth": 8, "leaves": 200, "features": 5, "bounds": 900},
     "hundreds of trees": {"trees": 300, "depth": 6, "leaves": 30, "features": 12},
     "leaf-wise": {"trees": 40, "leaves": 63, "features": 12, "bounds": 100},

@@ -16,7 +16,8 @@
 INLINE int is_nan(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
 
 /* |x| <= 1e-35, as LightGBM compares it: the last float32 that is not above it has these bits. */
-INLINE int is_tiny(uint32_t bits) { return (bits & 0x7fffffffu) <= 0x0554ad2eu; }
+#define TINY_BITS 0x0554ad2e
+INLINE int is_tiny(uint32_t bits) { return (bits & 0x7fffffffu) <= TINY_BITS; }
 
 /* The order of floats as int32; -0 is +0. Not for NaN. */
 INLINE int32_t sort_key(uint32_t bits) {

@@ -52,7 +52,7 @@ class Perfect:
         """A row alone: each column, then a few instructions a tree. In batches: each node for 64 rows."""
         columns, trees = len(ranks_of(forest).chunks), len(forest.trees)
         nodes = (1 << _levels(forest)) - 1
-        return {"row": 10 * columns + 7 * trees, "batch": 3 * columns + trees * (1.8 * nodes + 25) / _REGISTER}
+        return {"row": 4 * columns + 7 * trees, "batch": 3 * columns + trees * (1.8 * nodes + 25) / _REGISTER}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """Two registers share loads."""
@@ -72,7 +72,7 @@ class Perfect:
             },
             include="perfect.h",
             prefix="perfect",
-            scratch=max(scratch(quantised), _batch_scratch(forest, quantised, registers)),
+            scratch=max(scratch(forest, quantised), _batch_scratch(forest, quantised, registers)),
         )
 
 

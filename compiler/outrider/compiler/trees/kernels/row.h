@@ -1,20 +1,18 @@
-/* Row: single rows through trees of up to 8 levels, 16 trees a register, for AVX-512 with VBMI.
+/* Row: single rows through trees of up to 9 levels, 16 trees a register, for AVX-512 with VBMI.
  *
- * Idea: a row's ranks (quantise.py), a byte a column, stay in one to four registers, where byte permutes find the one
- * that a node asks for: a node is 4 bytes, `position << 24 | column`, and goes right if `rank << 24` is above it. Trees
- * are padded to perfect ones and cut at levels 3 and 6. The three top levels lie side by side for 16 trees, so they
- * take plain loads and blends. Below are blocks of half a cache line: 7 nodes of levels 3 to 5, then 3 nodes of levels
- * 6 and 7 with their 4 leaves. A walk touches two lines a tree, and takes a gather for each level below the top and
- * for the leaf: none, one and three, or six in all for depths of 3, 6 and 8.
- *
- * Ranks of a row: two compares of 16 bounds and two population counts a chunk.
+ * Idea: a row's ranks (single.h), a byte a column, stay in one to four registers, where byte permutes find the one that
+ * a node asks for: a node is 4 bytes, `position << 24 | column`, and goes right if `rank << 24` is above it. Trees are
+ * padded to perfect ones and cut at levels 3 and 6. The three top levels lie side by side for 16 trees, so they take
+ * plain loads and blends. Below are blocks of half a cache line: 7 nodes of levels 3 to 5; then 3 nodes of levels 6 and
+ * 7 with their 4 leaves, or 7 nodes of levels 6 to 8. A walk touches two lines a tree, or three, and takes a gather for
+ * each level below the top and for the leaf: 1, 4, 6 and 7 in all for depths of 3, 6, 8 and 9.
  *
  * Fallback: more than 256 columns are gathered from memory, a gather more a level.
  *
- * Cost model: trees / 16 * (depth * 10 instructions + gathers, of 9 to 15 cycles each with ROW_GROUPS * 16 trees in
- * flight), and 10 cycles a chunk. Memory: 0.1, 0.6 and 2.4 KB a tree for depths of 3, 6 and 8.
+ * Cost model: trees / 16 * (depth * 10 instructions + gathers, of 9 to 15 cycles each with ROW_IN_FLIGHT * 16 trees in
+ * flight), and single.h. Memory: 0.1, 0.6, 2.4 and 4.4 KB a tree for depths of 3, 6, 8 and 9.
  *
- * Limits: depth 8, numeric splits, single leaf values, sums that 32 bits suffice for (fixed.py).
+ * Limits: depth 9, numeric splits, single leaf values, sums that 32 bits suffice for (fixed.py).
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence in any order the same.
  */
@@ -28,61 +26,19 @@
 #include "fixed.h"
 #include "forest.h"
 #include "gather.h"
-#include "keys.h"
 #include "row_tables.h"
+#include "single.h"
 
 #define ROW_UNROLL _Pragma("clang loop unroll(full)")
 #define ROW_FLIGHT 8 /* groups of trees in flight at most */
 
-/* ---- ranks ---- */
-
-/* `left` and `right`: where the rank goes, with missing values as 0 and as 255; a column that no node reads may share
- * one behind the others. */
-INLINE void row_search(const uint32_t *row, const row_chunk_t *chunk, int levels, uint8_t *ranks) {
-    uint32_t bits = row[chunk->feature], rank = 0;
-    __m512i key = _mm512_set1_epi32(sort_key(bits));
-    ROW_UNROLL for (int i = 0; i < levels; i++) {
-        __m512i bounds = _mm512_load_si512(ROW_BOUNDS + chunk->level[i] + 16 * rank);
-        rank = 16 * rank + (uint32_t)__builtin_popcount(_mm512_cmple_epi32_mask(bounds, key));
-    }
-    int missing = is_missing(bits);
-    ranks[chunk->left] = missing ? 0 : (uint8_t)rank;
-    ranks[chunk->right] = missing ? 255 : (uint8_t)rank;
-}
-
-static void row_ranks(const uint32_t *row, uint8_t *ranks) {
-    const row_chunk_t *chunk = ROW_CHUNKS;
-    for (; chunk < ROW_CHUNKS + ROW_CHUNKS_1; chunk++) row_search(row, chunk, 1, ranks);
-    for (; chunk < ROW_CHUNKS + ROW_CHUNKS_2; chunk++) row_search(row, chunk, 2, ranks);
-}
-
 /* ---- decisions ---- */
 
-#if ROW_REGISTERS
-typedef struct { __m512i part[ROW_REGISTERS]; } row_ranks_t;
-
-INLINE row_ranks_t row_load(const uint8_t *ranks) {
-    row_ranks_t row;
-    ROW_UNROLL for (int i = 0; i < ROW_REGISTERS; i++) row.part[i] = _mm512_load_si512(ranks + 64 * i);
-    return row;
-}
-#else
-typedef const uint8_t *row_ranks_t;
-
-INLINE row_ranks_t row_load(const uint8_t *ranks) { return ranks; }
-#endif
-
 /* Which of 16 nodes go right. Permutes read the low byte of a node, its column, into the low byte. */
-INLINE __mmask16 row_right(row_ranks_t row, __m512i node, __mmask16 all) {
+INLINE __mmask16 row_right(single_ranks_t row, __m512i node, __mmask16 all) {
     (void)all;
-#if ROW_REGISTERS == 1
-    __m512i rank = _mm512_permutexvar_epi8(node, row.part[0]);
-#elif ROW_REGISTERS == 2
-    __m512i rank = _mm512_permutex2var_epi8(row.part[0], node, row.part[1]);
-#elif ROW_REGISTERS == 4
-    __m512i low = _mm512_permutex2var_epi8(row.part[0], node, row.part[1]);
-    __m512i high = _mm512_permutex2var_epi8(row.part[2], node, row.part[3]);
-    __m512i rank = _mm512_mask_mov_epi32(low, _mm512_test_epi32_mask(node, _mm512_set1_epi32(128)), high);
+#if SINGLE_REGISTERS
+    __m512i rank = single_pick(row, node);
 #else
     __m512i rank = GATHER_WORDS(all, _mm512_and_si512(node, _mm512_set1_epi32(0xffffff)), row, 1);
 #endif
@@ -98,7 +54,7 @@ INLINE __m512i row_append(__m512i path, __mmask16 right) {
 /* ---- a walk ---- */
 
 /* The path through the three top levels, 0 to 7; `top`: seven nodes of 16 trees, breadth first. */
-INLINE __m512i row_top(row_ranks_t row, const uint32_t *top, __mmask16 all) {
+INLINE __m512i row_top(single_ranks_t row, const uint32_t *top, __mmask16 all) {
 #define ROW_TOP(i) _mm512_load_si512(top + 16 * (i))
     __mmask16 first = row_right(row, ROW_TOP(0), all);
     __mmask16 second = row_right(row, _mm512_mask_mov_epi32(ROW_TOP(1), first, ROW_TOP(2)), all);
@@ -116,48 +72,55 @@ INLINE __m512i row_blocks(__m512i path, int count) {
     return _mm512_slli_epi32(_mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(count)), path), 3);
 }
 
-/* The leaf values of `groups` groups of 16 trees, from `first` on, all in flight at once. */
-INLINE void row_walk(row_ranks_t row, uint32_t first, int groups, __m512i *leaves) {
-    __m512i path[ROW_FLIGHT];
-    const __mmask16 all = gather_mask();
-    ROW_UNROLL for (int g = 0; g < groups; g++) path[g] = row_top(row, ROW_TOPS + (size_t)(first + g) * 16 * 7, all);
-#if ROW_DEPTH > 3
-    __m512i block[ROW_FLIGHT], in[ROW_FLIGHT]; /* a block, and the place in it: 1 the root, 2 and 3 its children... */
+/* Where a walk is: the `path` so far, a number, with its `block`, and the place `in` it, 1 the root, 2 and 3 below... */
+typedef struct { __m512i path, block, in; } row_at_t;
+
+/* `levels` levels down the blocks that the paths lead to, of which there are `blocks` a tree, from `table` on. */
+INLINE void row_descend(single_ranks_t row, const uint32_t *table, int blocks, int levels, row_at_t *at, int groups,
+                        __mmask16 all) {
     ROW_UNROLL for (int g = 0; g < groups; g++) {
-        block[g] = row_blocks(path[g], 8);
-        in[g] = _mm512_set1_epi32(1);
+        at[g].block = row_blocks(at[g].path, blocks);
+        at[g].in = _mm512_set1_epi32(1);
     }
-    ROW_UNROLL for (int level = 0; level < 3; level++) {
+    ROW_UNROLL for (int level = 0; level < levels; level++) {
         ROW_UNROLL for (int g = 0; g < groups; g++) {
-            const uint32_t *blocks = ROW_MIDDLES + (size_t)(first + g) * 16 * 64;
-            __m512i node = GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4);
-            in[g] = row_append(in[g], row_right(row, node, all));
+            const uint32_t *own = table + (size_t)g * 16 * 8 * (size_t)blocks;
+            __m512i node = GATHER_WORDS(all, _mm512_or_si512(at[g].block, at[g].in), own, 4);
+            at[g].in = row_append(at[g].in, row_right(row, node, all));
         }
     }
+}
+
+/* The same for three levels, which end a block. */
+INLINE void row_pass(single_ranks_t row, const uint32_t *table, int blocks, row_at_t *at, int groups, __mmask16 all) {
+    row_descend(row, table, blocks, 3, at, groups, all);
     ROW_UNROLL for (int g = 0; g < groups; g++)
-        path[g] = _mm512_add_epi32(_mm512_slli_epi32(path[g], 3), _mm512_and_si512(in[g], _mm512_set1_epi32(7)));
+        at[g].path = _mm512_add_epi32(_mm512_slli_epi32(at[g].path, 3), _mm512_and_si512(at[g].in, _mm512_set1_epi32(7)));
+}
+
+/* The leaf values of `groups` groups of 16 trees, from `first` on, all in flight at once. */
+INLINE void row_walk(single_ranks_t row, uint32_t first, int groups, __m512i *leaves) {
+    row_at_t at[ROW_FLIGHT];
+    const __mmask16 all = gather_mask();
+    const size_t tree = (size_t)first * 16;
+    ROW_UNROLL for (int g = 0; g < groups; g++) at[g].path = row_top(row, ROW_TOPS + (tree + 16 * (size_t)g) * 7, all);
+#if ROW_DEPTH > 3
+    row_pass(row, ROW_MIDDLES + tree * 64, 8, at, groups, all);
 #endif
-#if ROW_DEPTH > 6
+#if ROW_DEPTH == 8
+    row_descend(row, ROW_BOTTOMS + tree * 512, 64, 2, at, groups, all);
     ROW_UNROLL for (int g = 0; g < groups; g++) {
-        block[g] = row_blocks(path[g], 64);
-        in[g] = _mm512_set1_epi32(1);
-    }
-    ROW_UNROLL for (int level = 0; level < 2; level++) {
-        ROW_UNROLL for (int g = 0; g < groups; g++) {
-            const uint32_t *blocks = ROW_BOTTOMS + (size_t)(first + g) * 16 * 512;
-            __m512i node = GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4);
-            in[g] = row_append(in[g], row_right(row, node, all));
-        }
-    }
-    ROW_UNROLL for (int g = 0; g < groups; g++) {
-        const uint32_t *blocks = ROW_BOTTOMS + (size_t)(first + g) * 16 * 512;
-        leaves[g] = GATHER_WORDS(all, _mm512_or_si512(block[g], in[g]), blocks, 4);
+        const uint32_t *own = ROW_BOTTOMS + (tree + 16 * (size_t)g) * 512;
+        leaves[g] = GATHER_WORDS(all, _mm512_or_si512(at[g].block, at[g].in), own, 4);
     }
 #else
+#if ROW_DEPTH == 9
+    row_pass(row, ROW_BOTTOMS + tree * 512, 64, at, groups, all);
+#endif
     ROW_UNROLL for (int g = 0; g < groups; g++) {
         const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        __m512i at = _mm512_add_epi32(_mm512_slli_epi32(lane, ROW_DEPTH), path[g]);
-        leaves[g] = GATHER_WORDS(all, at, ROW_LEAVES + ((size_t)(first + g) * 16 << ROW_DEPTH), 4);
+        __m512i place = _mm512_add_epi32(_mm512_slli_epi32(lane, ROW_DEPTH), at[g].path);
+        leaves[g] = GATHER_WORDS(all, place, ROW_LEAVES + ((tree + 16 * (size_t)g) << ROW_DEPTH), 4);
     }
 #endif
 }
@@ -194,17 +157,16 @@ INLINE int32_t row_sum(const row_sums_t *sums, int output) { return sums->output
 
 static size_t row_workspace(int64_t batch) {
     (void)batch;
-    return ROUND_UP(ROW_STRIDE);
+    return SINGLE_BYTES;
 }
 
 static void row_run(const float *rows, float *results, int64_t batch, void *workspace) {
     enum { REST = ROW_GROUPS % ROW_IN_FLIGHT };
-    uint8_t *ranks = workspace;
     for (int64_t done = 0; done < batch; done++) {
         row_sums_t sums = {0};
         __m512i leaves[ROW_FLIGHT];
-        row_ranks((const uint32_t *)rows + (size_t)done * FEATURES, ranks);
-        row_ranks_t row = row_load(ranks);
+        single_fill((const uint32_t *)rows + (size_t)done * FEATURES, workspace);
+        single_ranks_t row = single_load(workspace);
         for (uint32_t first = 0; first + ROW_IN_FLIGHT <= ROW_GROUPS; first += ROW_IN_FLIGHT) {
             row_walk(row, first, ROW_IN_FLIGHT, leaves);
             row_add(leaves, first, ROW_IN_FLIGHT, &sums);

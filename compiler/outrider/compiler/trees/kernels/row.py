@@ -1,4 +1,4 @@
-"""Row: one row through trees of up to 8 levels, 16 trees a register. Told in `row.h`."""
+"""Row: one row through trees of up to 9 levels, 16 trees a register. Told in `row.h`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import fixed_point
 from outrider.compiler.trees.forest import LEAF, Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.deep import ISA, search_levels, segments
-from outrider.compiler.trees.quantise import NEVER, Chunk, Quantised, ranks_of
+from outrider.compiler.trees.kernels.deep import ISA, segments
+from outrider.compiler.trees.kernels.single import registers, scratch, single_files
+from outrider.compiler.trees.quantise import NEVER, Quantised, ranks_of
 from outrider.runtime.target import Target
 
 _IN_FLIGHT = (4, 6, 2)
-_DEPTHS = (3, 6, 8)  # that trees are padded to
-_GATHERS = {3: 1, 6: 4, 8: 7}  # of a group
-_REGISTER_RANKS = 64
-_REGISTERS = (1, 2, 4)
+_MANY = 500  # trees
+_DEPTHS = (3, 6, 8, 9)  # that trees are padded to
+_GATHERS = {3: 1, 6: 4, 8: 6, 9: 7}  # of a group
 _MAX_COLUMNS = 1 << 15
 
 
@@ -47,13 +47,15 @@ class Row:
 
     def cost(self, forest: Forest) -> Mapping[Role, float]:
         """Each column; then, for 16 trees at once, a few instructions a level and the gathers of their nodes."""
-        levels = _levels(forest)
-        group = 10 * levels + 20 * _GATHERS[levels]
-        return {"row": 10 * len(ranks_of(forest).chunks) + group * -(-len(forest.trees) // LANES)}
+        quantised, levels = ranks_of(forest), _levels(forest)
+        gathers = _GATHERS[levels] + (0 if registers(quantised) else levels)
+        return {"row": 4 * len(quantised.chunks) + (10 * levels + 20 * gathers) * -(-len(forest.trees) // LANES)}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
-        """One a number of groups."""
-        return [{"groups": str(groups)} for groups in _IN_FLIGHT]
+        """One a number of groups; many where all of them can be kept busy for long."""
+        favourite, *others = _IN_FLIGHT
+        most = [others[0], favourite] if len(forest.trees) > _MANY else [favourite, others[0]]
+        return [{"groups": str(groups)} for groups in (*most, *others[1:])]
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Lay out, and write the tables down."""
@@ -61,13 +63,13 @@ class Row:
         groups = int(options.get("groups", _IN_FLIGHT[0]))
         return KernelSource(
             files={
-                "row.h": template("row.h"),
-                **{name: template(name) for name in ("gather.h", "fixed.h")},
+                **{name: template(name) for name in ("row.h", "gather.h", "fixed.h")},
                 "row_tables.h": _tables_header(forest, quantised, groups),
+                **single_files(quantised),
             },
             include="row.h",
             prefix="row",
-            scratch=_stride(quantised),
+            scratch=scratch(forest, quantised),
         )
 
 
@@ -76,37 +78,19 @@ def _levels(forest: Forest) -> int:
     return next(deep for deep in _DEPTHS if forest.depths.max() <= deep)
 
 
-def _registers(quantised: Quantised) -> int:
-    """Registers that hold a row's ranks; 0: they are read from memory."""
-    return next((count for count in _REGISTERS if quantised.columns <= _REGISTER_RANKS * count), 0)
-
-
-def _stride(quantised: Quantised) -> int:
-    """Bytes for a row's ranks: whole registers, and behind them a byte that takes what no node reads.
-
-    The rest of its line leaves room for gathers, which read 4 bytes.
-    """
-    return -(-max(quantised.columns, _REGISTER_RANKS * _registers(quantised)) // 64) * 64 + 64
-
-
 def _tables_header(forest: Forest, quantised: Quantised, in_flight: int) -> str:
     levels = _levels(forest)
     order = np.argsort([tree.output or 0 for tree in forest.trees], kind="stable")
     nodes, values = _perfect(forest, quantised, order, levels)
     leaves = fixed_point(forest).encode(values)[0]
-    counts = [len(search_levels(chunk.bounds)) for chunk in quantised.chunks]
     sizes = {
         "ROW_GROUPS": len(nodes) // LANES,
         "ROW_IN_FLIGHT": in_flight,
         "ROW_DEPTH": levels,
-        "ROW_REGISTERS": _registers(quantised),
-        "ROW_STRIDE": _stride(quantised),
-        **{f"ROW_CHUNKS_{n}": sum(count <= n for count in counts) for n in (1, 2)},
     }
     return header(
         "Row's sizes and tables.",
         defines(sizes),
-        *_chunks(quantised),
         *_blocks(nodes, leaves, levels),
         *segments("ROW", forest, order),
     )
@@ -143,19 +127,23 @@ def _blocks(nodes: NDArray[np.uint32], leaves: NDArray[np.int32], levels: int) -
     tops = nodes[:, :7].reshape(-1, LANES, 7).transpose(0, 2, 1)
     parts = [array("uint32_t", "ROW_TOPS", tops)]
     if levels > 3:
-        middles = np.zeros((trees, 8, 8), np.uint32)
-        root = 7 + np.arange(8)
-        for place in range(1, 8):
-            middles[:, :, place] = nodes[:, _below(root, place)]
-        parts.append(array("uint32_t", "ROW_MIDDLES", middles))
-    if levels <= 6:
-        return [*parts, array("int32_t", "ROW_LEAVES", leaves)]
-    bottoms = np.zeros((trees, 64, 8), np.uint32)
-    root = 63 + np.arange(64)
-    for place in range(1, 4):
-        bottoms[:, :, place] = nodes[:, _below(root, place)]
-    bottoms[:, :, 4:] = leaves.view(np.uint32).reshape(trees, 64, 4)
-    return [*parts, array("uint32_t", "ROW_BOTTOMS", bottoms)]
+        parts.append(array("uint32_t", "ROW_MIDDLES", _block(nodes, 3, 7)))
+    if levels == 8:
+        bottoms = _block(nodes, 6, 3)
+        bottoms[:, :, 4:] = leaves.view(np.uint32).reshape(trees, 64, 4)
+        return [*parts, array("uint32_t", "ROW_BOTTOMS", bottoms)]
+    if levels == 9:
+        parts.append(array("uint32_t", "ROW_BOTTOMS", _block(nodes, 6, 7)))
+    return [*parts, array("int32_t", "ROW_LEAVES", leaves)]
+
+
+def _block(nodes: NDArray[np.uint32], level: int, count: int) -> NDArray[np.uint32]:
+    """The blocks [trees, 2^level, 8] whose roots are at a level: the first `count` nodes of each, at places 1 to 7."""
+    roots = (1 << level) - 1 + np.arange(1 << level)
+    found = np.zeros((len(nodes), len(roots), 8), np.uint32)
+    for place in range(1, count + 1):
+        found[:, :, place] = nodes[:, _below(roots, place)]
+    return found
 
 
 def _below(root: NDArray[np.int64], place: int) -> NDArray[np.int64]:
@@ -163,27 +151,3 @@ def _below(root: NDArray[np.int64], place: int) -> NDArray[np.int64]:
     level = place.bit_length() - 1
     numbers: NDArray[np.int64] = ((root + 1) << level) - 1 + place - (1 << level)
     return numbers
-
-
-def _chunks(quantised: Quantised) -> list[str]:
-    """The chunks by number of levels, where their levels begin, and where their ranks go."""
-    nowhere = _stride(quantised) - 1
-    rows: list[str] = []
-    words: list[NDArray[np.int32]] = []
-    size = 0
-    for chunk in sorted(quantised.chunks, key=lambda chunk: len(search_levels(chunk.bounds))):
-        levels = search_levels(chunk.bounds)
-        begins = [size, size + (len(levels[0]) if len(levels) > 1 else 0)]
-        rows.append(_chunk_row(chunk, begins, nowhere))
-        words += levels
-        size += sum(map(len, levels))
-    return [
-        "typedef struct { uint32_t feature, level[2]; uint16_t left, right; } row_chunk_t;",
-        f"static const row_chunk_t ROW_CHUNKS[{max(len(rows), 1)}] = {{\n" + ",\n".join(rows or ["{0}"]) + "};",
-        array("int32_t", "ROW_BOUNDS", np.concatenate(words) if words else np.zeros(0, np.int32)),
-    ]
-
-
-def _chunk_row(chunk: Chunk, begins: list[int], nowhere: int) -> str:
-    left, right = (column if column >= 0 else nowhere for column in (chunk.left, chunk.right))
-    return f"{{{chunk.feature}, {{{begins[0]}, {begins[1]}}}, {left}, {right}}}"

@@ -1,17 +1,19 @@
-/* Row-masks: single rows through trees of up to 256 nodes, all decisions of a tree as a mask, for AVX-512 with VBMI, BITALG.
+/* Row-masks: single rows through trees of any shape, all decisions of a tree at once, for AVX-512 with VBMI, BITALG.
  *
  * Idea: to decide 64 nodes takes two loads, a permute and a compare (single.h), less than two steps of a walk. So all
- * nodes of a tree are decided first, into a mask of 64 bits, or up to four of them; then a step of the walk is a shift
- * by the node's number and a load of the next one: no gather, no float, and tables of some 300 bytes a tree. Eight trees
- * of like depth walk interleaved. A leaf's number leads back to itself, so that walks that have arrived stay.
+ * nodes of a tree are decided first; then a step of the walk looks the decision of its node up and loads the number of
+ * the next: no gather, no float, and tables of some 300 bytes a tree. Decisions are bits of a mask for small trees, of
+ * up to 64 splits, and bytes for large ones. Eight trees of like depth walk interleaved. A leaf's number leads back to
+ * itself, so that walks that have arrived stay.
  *
  * Splits on categories come after those on numbers. Their decisions are made for all trees at once, eight in a step: to
- * a forest a feature has up to 64 classes of categories (categories.py), a split is the set of classes that go right,
- * as a word, and vpshufbitqmb looks up the row's class in eight words.
+ * a forest a feature has up to 256 classes of categories (categories.py), a split is the set of classes that go right,
+ * as words for 64 of them, and vpshufbitqmb looks up the row's class in eight words.
  *
- * Cost model, in cycles: 2 a mask of 64 nodes, 1 a split on categories, 1 a level, 2 a leaf; 10 a chunk (single.h).
+ * Cost model, in cycles: 2 a mask of 64 nodes, 0.4 a split on categories, 1.5 a level, 2 a leaf; 4 a chunk (single.h).
  *
- * Limits: 256 columns, 256 nodes a tree, single leaf values, 64 features with categories of 64 classes each.
+ * Limits: 256 columns, single leaf values, 64 features with categories; trees of more than 128 leaves are taken in
+ * parts (parts.py).
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence in any order the same.
  */
@@ -26,6 +28,7 @@
 
 #define ROW_MASKS_UNROLL _Pragma("clang loop unroll(full)")
 #define ROW_MASKS_TOGETHER 8 /* trees that walk interleaved */
+#define ROW_MASKS_AHEAD 2    /* times as many trees are decided, before they walk */
 
 /* ---- decisions on categories ---- */
 
@@ -41,101 +44,135 @@ INLINE __m512i row_masks_classes(const uint32_t *row) {
     return _mm512_load_si512(classes);
 }
 
+/* The words of eight sets that have the rows' classes, of up to 64 * ROW_MASKS_PAGES: `own` is a class in the low byte. */
+INLINE __m512i row_masks_words(const uint64_t *set, __m512i own) {
+    __m512i word = _mm512_load_si512(set);
+    (void)own;
+#if ROW_MASKS_PAGES > 1
+    word = _mm512_mask_load_epi64(word, _mm512_test_epi64_mask(own, _mm512_set1_epi64(64)), set + 8);
+#endif
+#if ROW_MASKS_PAGES > 2
+    __m512i high = _mm512_load_si512(set + 16);
+    high = _mm512_mask_load_epi64(high, _mm512_test_epi64_mask(own, _mm512_set1_epi64(64)), set + 24);
+    word = _mm512_mask_mov_epi64(word, _mm512_test_epi64_mask(own, _mm512_set1_epi64(128)), high);
+#endif
+    return word;
+}
+
 /* One bit a set: is the row's class in it. The class goes to the lowest byte of the set's word; the others are not
  * looked at. */
 INLINE void row_masks_sets(const uint32_t *row, uint8_t *bits) {
     const __m512i classes = row_masks_classes(row);
+    const __mmask64 lowest = 0x0101010101010101u;
     for (uint32_t i = 0; i < ROW_MASKS_SET_BLOCKS; i++) {
         __m512i feature = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(ROW_MASKS_SET_FEATURES + 8 * i)));
-        __m512i own = _mm512_permutexvar_epi8(feature, classes);
-        __mmask64 inside = _mm512_bitshuffle_epi64_mask(_mm512_load_si512(ROW_MASKS_SETS + 8 * i), own);
-        bits[i] = (uint8_t)_pext_u64(_cvtmask64_u64(inside), 0x0101010101010101u);
+        __m512i own = _mm512_maskz_permutexvar_epi8(lowest, feature, classes);
+        __m512i word = row_masks_words(ROW_MASKS_SETS + 8 * ROW_MASKS_PAGES * i, own);
+        __mmask64 inside = _mm512_bitshuffle_epi64_mask(word, own);
+        bits[i] = (uint8_t)_pext_u64(_cvtmask64_u64(inside), lowest);
     }
 }
 #endif
 
 /* ---- trees ---- */
 
-/* Trees of one kind, whose tables have the same sizes. `bits`, `shift`: where the decisions on categories are, and go;
- * `root`: where walks start. */
+/* Trees of one kind, whose tables have the same sizes. `numeric`: masks of splits on numbers, `words`: all masks;
+ * `leaves`: of a tree. `levels`: of each group of ROW_MASKS_TOGETHER trees. */
 typedef struct {
-    const uint8_t *columns, *positions;
-    const void *children;
+    const uint8_t *columns, *positions, *children;
     const int32_t *values;
     const uint16_t *levels;
     const row_masks_tree_t *trees;
+    uint32_t groups;
+    int numeric, words, leaves;
 } row_masks_trees_t;
 
 typedef uint64_t row_masks_word_t __attribute__((aligned(1), may_alias));
 
-/* The decisions of all trees of a kind, `words` masks each, `numeric` of which are of splits on numbers: those on
- * categories follow, or begin with the next word where there are several. Bits beyond belong to no node. */
-INLINE void row_masks_decide(single_ranks_t ranks, row_masks_trees_t kind, uint32_t count, const uint8_t *bits, int numeric,
-                       int words, uint64_t *masks) {
-    for (uint32_t i = 0; i < count; i++) {
-        ROW_MASKS_UNROLL for (int word = 0; word < numeric; word++)
-            masks[word] = single_mask(ranks, kind.columns + 64 * word, kind.positions + 64 * word);
-        (void)bits;
-#if ROW_MASKS_CATEGORY_FEATURES
-        const row_masks_word_t *own = (const row_masks_word_t *)(bits + kind.trees[i].bits);
-        ROW_MASKS_UNROLL for (int word = numeric; word < words; word++) masks[word] = own[word - numeric];
-        if (words == 1) masks[0] |= *own << kind.trees[i].shift;
-#endif
-        kind.columns += 64 * numeric;
-        kind.positions += 64 * numeric;
-        masks += words;
-    }
+INLINE void row_masks_store(uint64_t mask, uint8_t *bytes) {
+    _mm512_storeu_si512(bytes, _mm512_maskz_set1_epi8(_cvtu64_mask64(mask), 1));
 }
 
-/* Where a step of a walk leads: from a node to a node or leaf, from a leaf to itself. */
-INLINE uint32_t row_masks_next(const uint64_t *mask, uint32_t at, const void *children, int words) {
-    uint64_t word = words == 1 ? mask[0] : mask[at >> 6 & (uint32_t)(words - 1)];
-    uint32_t place = 2 * at + (uint32_t)(word >> (at & 63) & 1);
-    return words == 1 ? ((const uint8_t *)children)[place] : ((const uint16_t *)children)[place];
+/* The decisions of splits on numbers and, behind them, on categories, of which `bits` has those of all trees: as a mask
+ * for a small tree, as bytes for a large one. What is behind them belongs to no node. */
+INLINE void row_masks_decide(single_ranks_t ranks, const row_masks_trees_t *kind, uint32_t tree, const uint8_t *bits,
+                             void *out) {
+    const uint8_t *columns = kind->columns + (size_t)64 * (size_t)kind->numeric * tree;
+    const uint8_t *positions = kind->positions + (size_t)64 * (size_t)kind->numeric * tree;
+    const row_masks_word_t *own = (const row_masks_word_t *)(bits + kind->trees[tree].bits);
+    if (kind->words == 1) {
+        uint64_t mask = single_mask(ranks, columns, positions);
+        if (ROW_MASKS_CATEGORY_FEATURES) mask |= *own << kind->trees[tree].shift;
+        *(uint64_t *)out = mask;
+        return;
+    }
+    uint8_t *bytes = out;
+    ROW_MASKS_UNROLL for (int word = 0; word < kind->numeric; word++, bytes += 64)
+        row_masks_store(single_mask(ranks, columns + 64 * word, positions + 64 * word), bytes);
+    bytes = (uint8_t *)out + kind->trees[tree].shift;
+    ROW_MASKS_UNROLL for (int word = kind->numeric; word < kind->words; word++, bytes += 64) row_masks_store(*own++, bytes);
+}
+
+/* Where a step of a walk leads: from a node to a node or leaf, from a leaf to itself, whatever is found as its decision. */
+INLINE uint32_t row_masks_next(const void *decisions, uint32_t at, const uint8_t *children, int words) {
+    uint64_t right = words > 1 ? ((const uint8_t *)decisions)[at] : *(const uint64_t *)decisions >> (at & 63) & 1;
+    return children[2 * at + (uint32_t)right];
 }
 
 typedef struct { int64_t first[OUTPUTS], second[OUTPUTS]; } row_masks_sums_t;
 
-/* From the roots to the leaves of `groups` times ROW_MASKS_TOGETHER trees, whose values are added. `leaves`: of a tree. */
-INLINE void row_masks_walk(row_masks_trees_t kind, uint32_t groups, const uint64_t *masks, int words, int leaves,
-                     row_masks_sums_t *sums) {
-    const int entries = (2 * (64 * words + leaves) + 63) / 64 * 64, bytes = words == 1 ? entries : 2 * entries;
-    for (; groups; groups--) {
-        uint32_t at[ROW_MASKS_TOGETHER];
-        ROW_MASKS_UNROLL for (int i = 0; i < ROW_MASKS_TOGETHER; i++) at[i] = kind.trees[i].root;
-        for (uint32_t level = *kind.levels++; level; level--)
-            ROW_MASKS_UNROLL for (int i = 0; i < ROW_MASKS_TOGETHER; i++)
-                at[i] = row_masks_next(masks + words * i, at[i], (const uint8_t *)kind.children + bytes * i, words);
-        ROW_MASKS_UNROLL for (int i = 0; i < ROW_MASKS_TOGETHER; i++) {
-            const int32_t *value = kind.values + leaves * ROW_MASKS_LEAF_WORDS * i + (at[i] - 64 * (uint32_t)words);
-            uint32_t output = OUTPUTS == 1 ? 0 : kind.trees[i].output;
-            sums->first[output] += value[0];
-            if (FIXED_WIDE) sums->second[output] += value[leaves];
-        }
-        kind.children = (const uint8_t *)kind.children + ROW_MASKS_TOGETHER * bytes;
-        kind.values += ROW_MASKS_TOGETHER * leaves * ROW_MASKS_LEAF_WORDS;
-        kind.trees += ROW_MASKS_TOGETHER;
-        masks += ROW_MASKS_TOGETHER * words;
+/* From the roots to the leaves of a group of trees, whose values are added. */
+INLINE void row_masks_walk(const row_masks_trees_t *kind, uint32_t group, const uint8_t *decisions, row_masks_sums_t *sums) {
+    const int words = kind->words, leaves = kind->leaves, bytes = words == 1 ? 8 : 64 * words;
+    const int stride = (4 * leaves - 2 + 63) / 64 * 64; /* of children: two for each split and leaf */
+    const uint8_t *children = kind->children + (size_t)group * ROW_MASKS_TOGETHER * (size_t)stride;
+    const int32_t *values = kind->values + (size_t)group * ROW_MASKS_TOGETHER * (size_t)(leaves * ROW_MASKS_LEAF_WORDS);
+    const row_masks_tree_t *tree = kind->trees + group * ROW_MASKS_TOGETHER;
+    uint32_t at[ROW_MASKS_TOGETHER];
+    ROW_MASKS_UNROLL for (int i = 0; i < ROW_MASKS_TOGETHER; i++) at[i] = tree[i].root;
+    for (uint32_t level = kind->levels[group]; level; level--)
+        ROW_MASKS_UNROLL for (int i = 0; i < ROW_MASKS_TOGETHER; i++)
+            at[i] = row_masks_next(decisions + bytes * i, at[i], children + stride * i, words);
+    ROW_MASKS_UNROLL for (int i = 0; i < ROW_MASKS_TOGETHER; i++) {
+        const int32_t *value = values + leaves * ROW_MASKS_LEAF_WORDS * i + (at[i] - tree[i].leaf);
+        uint32_t output = OUTPUTS == 1 ? 0 : tree[i].output;
+        sums->first[output] += value[0];
+        if (FIXED_WIDE) sums->second[output] += value[leaves];
     }
 }
 
-#define ROW_MASKS_TREES(kind)                                                                                         \
-    ((row_masks_trees_t){kind##_COLUMNS, kind##_POSITIONS, kind##_CHILDREN, kind##_VALUES, kind##_LEVEL_COUNTS,       \
-                   kind##_TREES})
-#define ROW_MASKS_ALL(kind)                                                                                           \
-    row_masks_decide(ranks, ROW_MASKS_TREES(kind), kind##_GROUPS * ROW_MASKS_TOGETHER, bits, kind##_NUMERIC, kind##_WORDS, masks); \
-    row_masks_walk(ROW_MASKS_TREES(kind), kind##_GROUPS, masks, kind##_WORDS, kind##_LEAVES, &sums);
+/* All trees of a kind. Some groups are decided before they are walked: walks that wait for masks would keep others from
+ * starting. */
+INLINE void row_masks_trees(single_ranks_t ranks, const row_masks_trees_t *kind, const uint8_t *bits, uint8_t *decisions,
+                            row_masks_sums_t *sums) {
+    const int bytes = kind->words == 1 ? 8 : 64 * kind->words;
+    for (uint32_t first = 0; first < kind->groups; first += ROW_MASKS_AHEAD) {
+        uint32_t end = kind->groups - first < ROW_MASKS_AHEAD ? kind->groups : first + ROW_MASKS_AHEAD;
+        uint8_t *out = decisions;
+        for (uint32_t tree = first * ROW_MASKS_TOGETHER; tree < end * ROW_MASKS_TOGETHER; tree++, out += bytes)
+            row_masks_decide(ranks, kind, tree, bits, out);
+        for (uint32_t group = first; group < end; group++)
+            row_masks_walk(kind, group, decisions + (size_t)(group - first) * ROW_MASKS_TOGETHER * (size_t)bytes, sums);
+    }
+}
+
+#define ROW_MASKS_ALL(kind)                                                                                            \
+    const row_masks_trees_t kind = {kind##_COLUMNS, kind##_POSITIONS, kind##_CHILDREN, kind##_VALUES,                  \
+                                    kind##_LEVEL_COUNTS, kind##_TREES, kind##_GROUPS, kind##_NUMERIC,                  \
+                                    kind##_WORDS, kind##_LEAVES};                                                      \
+    row_masks_trees(ranks, &kind, bits, decisions, &sums);
 
 /* ---- the kernel ---- */
 
 static size_t row_masks_workspace(int64_t batch) {
     (void)batch;
-    return ROUND_UP(SINGLE_BYTES) + ROUND_UP(ROW_MASKS_SET_BLOCKS + 32) + ROUND_UP(ROW_MASKS_ALL_WORDS * sizeof(uint64_t));
+    return ROUND_UP(SINGLE_BYTES) + ROUND_UP(ROW_MASKS_SET_BLOCKS + 32) + ROW_MASKS_DECISION_BYTES;
 }
 
 static void row_masks_run(const float *rows, float *results, int64_t batch, void *workspace) {
     uint8_t *scratch = workspace, *bits = scratch + ROUND_UP(SINGLE_BYTES);
-    uint64_t *masks = (uint64_t *)(bits + ROUND_UP(ROW_MASKS_SET_BLOCKS + 32));
+    uint8_t *decisions = bits + ROUND_UP(ROW_MASKS_SET_BLOCKS + 32);
+    for (size_t i = 0; i < ROW_MASKS_DECISION_BYTES; i++) decisions[i] = 0; /* bytes that leaves read are 0 or 1 */
     for (int64_t done = 0; done < batch; done++) {
         const uint32_t *row = (const uint32_t *)rows + (size_t)done * FEATURES;
         row_masks_sums_t sums = {{0}, {0}};

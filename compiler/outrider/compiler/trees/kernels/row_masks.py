@@ -9,20 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.trees import categories
-from outrider.compiler.trees.categories import category_bits
+from outrider.compiler.trees.categories import PAGE, category_bits
 from outrider.compiler.trees.emit import array, defines, header, template
-from outrider.compiler.trees.fixed import fixed_point
+from outrider.compiler.trees.fixed import FixedPoint, fixed_point
 from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.ranks import records
 from outrider.compiler.trees.kernels.single import MAX_COLUMNS, scratch, single_files
+from outrider.compiler.trees.parts import can_part, in_parts
 from outrider.compiler.trees.quantise import NEVER, Quantised, ranks_of
 from outrider.runtime.target import Target
 
 _WORD = 64  # nodes
-_MAX_NODES = 4 * _WORD
+_MAX_LEAVES = 128  # so that numbers of splits and leaves are bytes
 _SETS = 8  # in a block
 _TOGETHER = 8  # trees
+_AHEAD = 2  # times as many are decided before they walk
 _LINE = 64
 
 
@@ -38,22 +40,21 @@ class RowMasks:
         """Large trees, leaf vectors, many virtual columns or classes of categories."""
         if forest.leaf_vectors:
             return "leaves are vectors"
-        words = max(_words(tree) for tree in forest.trees)
-        if words * _WORD > _MAX_NODES:
-            return f"a tree's decisions take {words} words, of {_MAX_NODES // _WORD} at most"
+        if not can_part(forest, _MAX_LEAVES):
+            return f"a tree of more than {_MAX_LEAVES} leaves has a path of more than half as many splits"
         if reason := categories.why_not(forest):
             return reason
         found = category_bits(forest, [frozenset()] * len(forest.trees)).features
-        if len(found) > _WORD or any(feature.pages > 1 for feature in found):
-            return f"{len(found)} features have categories, or one has over {_WORD} classes of them"
+        if len(found) > _WORD:
+            return f"{len(found)} features have categories, of {_WORD} at most"
         columns = ranks_of(forest).columns
         return f"it has {columns} virtual columns, of {MAX_COLUMNS} at most" if columns > MAX_COLUMNS else None
 
     def cost(self, forest: Forest) -> Mapping[Role, float]:
         """Each column; each word of a tree's mask, its sets of categories, and the levels of the walk."""
-        words = sum(map(_words, forest.trees))
-        trees = 5 * words + 0.5 * forest.category_splits.sum() + 1.4 * forest.depths.sum()
-        return {"row": 10 * len(ranks_of(forest).chunks) + float(trees)}
+        words = int((forest.splits // _WORD + 1).sum())
+        trees = 5 * words + 0.5 * forest.category_splits.sum() + 1.6 * forest.depths.sum()
+        return {"row": 4 * len(ranks_of(forest).chunks) + float(trees)}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One."""
@@ -61,8 +62,9 @@ class RowMasks:
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Lay out, and write the tables down."""
-        quantised = ranks_of(forest)
-        tables = _Tables(forest, quantised)
+        small = in_parts(forest, _MAX_LEAVES)
+        quantised = ranks_of(small)
+        tables = _Tables(small, quantised, fixed_point(forest))
         return KernelSource(
             files={
                 **{name: template(name) for name in ("row_masks.h", "fixed.h")},
@@ -71,30 +73,29 @@ class RowMasks:
             },
             include="row_masks.h",
             prefix="row_masks",
-            scratch=scratch(quantised) + tables.blocks + 8 * tables.masks + 2 * _LINE,
+            scratch=scratch(forest, quantised) + tables.blocks + tables.decisions + 2 * _LINE,
         )
 
 
-def _words(tree: Tree) -> int:
-    """Masks that hold a tree's decisions: those on numbers, then those on categories from the next word on."""
+def _is_small(tree: Tree) -> bool:
+    """Whether a mask holds all decisions."""
     numeric, by_category = (int((tree.kind == kind).sum()) for kind in (NUMERIC, CATEGORY))
-    if numeric + by_category <= _WORD and numeric < _WORD:
-        return 1
-    return max(2, max(1, -(-numeric // _WORD)) + -(-by_category // _WORD))
+    return numeric + by_category <= _WORD and numeric < _WORD
 
 
 @dataclass(frozen=True)
 class _Laid:
     """A tree's tables: `columns` and `positions` of its nodes, `children` and leaf `values` by number.
 
-    `record`: the first of its blocks of sets, the shift of their bits, where walks start, its output.
+    Splits on numbers come first, then those on categories, then leaves. `record`: the first of its blocks of sets, its
+    output, how many splits on numbers it has, where walks start, the first leaf.
     """
 
     columns: NDArray[np.uint8]
     positions: NDArray[np.uint8]
     children: NDArray[np.int64]
     values: NDArray[np.float64]
-    record: tuple[int, int, int, int]
+    record: tuple[int, int, int, int, int]
 
 
 @dataclass
@@ -112,31 +113,26 @@ class _Kind:
     levels: list[int] = field(default_factory=list)
 
     @property
-    def first_leaf(self) -> int:
-        """The number of a tree's first leaf, behind those of its nodes."""
-        return self.words * _WORD
-
-    @property
     def entries(self) -> int:
-        """Entries of a tree's children: two for each number, in whole lines."""
-        return -(-2 * (self.first_leaf + self.leaves) // _LINE) * _LINE
+        """Entries of a tree's children: two for each split and leaf, in whole lines."""
+        return -(-(4 * self.leaves - 2) // _LINE) * _LINE
 
 
 class _Tables:
     """Lays the trees out: small ones, then large ones, each kind by depth, so that walks arrive together."""
 
-    def __init__(self, forest: Forest, quantised: Quantised) -> None:
-        self._forest, self._quantised = forest, quantised
+    def __init__(self, forest: Forest, quantised: Quantised, fixed: FixedPoint) -> None:
+        self._forest, self._quantised, self._fixed = forest, quantised, fixed
         self._categories = category_bits(forest, [frozenset()] * len(forest.trees))
         self._sets: list[tuple[int, int]] = []  # place of the feature, bits; in whole blocks
         depths = forest.depths.tolist()
         by_depth = sorted(range(len(depths)), key=depths.__getitem__)
-        small = [number for number in by_depth if _words(forest.trees[number]) == 1]
-        large = [number for number in by_depth if _words(forest.trees[number]) > 1]
-        self._kinds = [self._kind("SMALL", small, 1), self._kind("LARGE", large, 0)]
+        small = [number for number in by_depth if _is_small(forest.trees[number])]
+        large = [number for number in by_depth if not _is_small(forest.trees[number])]
+        self._kinds = [self._kind("SMALL", small), self._kind("LARGE", large)]
         for kind, numbers in zip(self._kinds, (small, large), strict=True):
             kind.trees = [self._lay(kind, number) for number in numbers]
-            kind.trees += [self._empty(kind, (0, 0, kind.first_leaf, 0))] * (-len(numbers) % _TOGETHER)
+            kind.trees += [self._empty(kind, (0, 0, 0, 0, 0))] * (-len(numbers) % _TOGETHER)
             own = [depths[number] for number in numbers]
             kind.levels = [max(own[first : first + _TOGETHER]) for first in range(0, len(own), _TOGETHER)]
 
@@ -146,41 +142,44 @@ class _Tables:
         return len(self._sets) // _SETS
 
     @property
-    def masks(self) -> int:
-        """Words that the decisions of one kind take at most."""
-        return max(len(kind.trees) * kind.words for kind in self._kinds)
+    def decisions(self) -> int:
+        """Bytes that the decisions of some groups take, and what walks that have arrived read behind them."""
+        tree = max(8 if kind.words == 1 else _WORD * kind.words for kind in self._kinds)
+        return _AHEAD * _TOGETHER * tree + 2 * _MAX_LEAVES
 
-    def _kind(self, name: str, numbers: list[int], words: int) -> _Kind:
+    @property
+    def _pages(self) -> int:
+        """Words of a set: 1, 2 or 4."""
+        return 1 << (max((one.pages for one in self._categories.features), default=1) - 1).bit_length()
+
+    def _kind(self, name: str, numbers: list[int]) -> _Kind:
         trees = [self._forest.trees[number] for number in numbers]
         numeric, by_category, leaves = (
             max((int((tree.kind == kind).sum()) for tree in trees), default=1) for kind in (NUMERIC, CATEGORY, LEAF)
         )
-        if words:
-            return _Kind(name, 1, words, leaves)
+        if name == "SMALL":
+            return _Kind(name, 1, 1, leaves)
         numeric, by_category = max(-(-numeric // _WORD), 1), -(-by_category // _WORD)
-        return _Kind(name, numeric, next(size for size in (2, 4, 8) if numeric + by_category <= size), leaves)
+        return _Kind(name, numeric, max(numeric + by_category, 2), leaves)
 
     def _lay(self, kind: _Kind, number: int) -> _Laid:
         tree = self._forest.trees[number]
         numeric, by_category, leaves = (np.flatnonzero(tree.kind == one) for one in (NUMERIC, CATEGORY, LEAF))
-        after = len(numeric) if kind.words == 1 else kind.numeric * _WORD  # the number of the first split on categories
+        splits = np.concatenate([numeric, by_category])
         place = np.zeros(tree.nodes, np.int64)
-        place[numeric] = np.arange(len(numeric))
-        place[by_category] = np.arange(len(by_category)) + after
-        place[leaves] = np.arange(len(leaves)) + kind.first_leaf
-        laid = self._empty(kind, (self.blocks, after % _WORD, int(place[0]), tree.output or 0))
+        place[np.concatenate([splits, leaves])] = np.arange(tree.nodes)
+        laid = self._empty(kind, (self.blocks, tree.output or 0, len(numeric), int(place[0]), len(splits)))
         laid.columns[: len(numeric)] = self._quantised.column[number][numeric]
         laid.positions[: len(numeric)] = self._quantised.position[number][numeric]
         for side, below in enumerate((tree.left, tree.right)):
-            for nodes in (numeric, by_category):
-                laid.children[2 * place[nodes] + side] = place[below[nodes]]
+            laid.children[2 * place[splits] + side] = place[below[splits]]
         laid.values[: len(leaves)] = tree.values[tree.payload[leaves], 0]
         self._sets += [self._categories.sets[number][node] for node in by_category.tolist()]
         self._sets += [(0, 0)] * (-len(self._sets) % _SETS)
         return laid
 
     @staticmethod
-    def _empty(kind: _Kind, record: tuple[int, int, int, int]) -> _Laid:
+    def _empty(kind: _Kind, record: tuple[int, int, int, int, int]) -> _Laid:
         """A tree without a node: every number leads to itself, nothing goes right, all values are 0."""
         nodes, itself = kind.numeric * _WORD, np.arange(kind.entries) // 2
         return _Laid(np.zeros(nodes, np.uint8), np.full(nodes, NEVER, np.uint8), itself, np.zeros(kind.leaves), record)
@@ -190,15 +189,16 @@ class _Tables:
     def text(self) -> str:
         """The header of tables."""
         sizes = {
-            "LEAF_WORDS": 2 if fixed_point(self._forest).wide else 1,
+            "LEAF_WORDS": 2 if self._fixed.wide else 1,
             "CATEGORY_FEATURES": len(self._categories.features),
             "SET_BLOCKS": self.blocks,
-            "ALL_WORDS": self.masks,
+            "DECISION_BYTES": self.decisions,
+            "PAGES": self._pages,
         }
         return header(
             "The tables of the kernel row-masks, for one forest.",
             defines({f"ROW_MASKS_{name}": value for name, value in sizes.items()}),
-            "typedef struct { uint32_t bits; uint16_t shift, root; uint32_t output; } row_masks_tree_t;",
+            "typedef struct { uint32_t bits, output; uint16_t shift, root, leaf; } row_masks_tree_t;",
             *self._category_tables(),
             *(part for kind in self._kinds for part in self._kind_tables(kind)),
         )
@@ -210,7 +210,8 @@ class _Tables:
             begin += len(one.classes)
         classes = [one.classes for one in self._categories.features]
         places = np.array([place for place, _ in self._sets], np.int64)
-        sets = np.array([bits for _, bits in self._sets], np.uint64)
+        words = [[bits >> PAGE * page & ((1 << PAGE) - 1) for page in range(self._pages)] for _, bits in self._sets]
+        sets = np.array(words, np.uint64).reshape(-1, _SETS, self._pages).transpose(0, 2, 1)
         return [
             "typedef struct { uint32_t feature, classes, positions; } row_masks_category_t;",
             "#if ROW_MASKS_CATEGORY_FEATURES",
@@ -227,14 +228,13 @@ class _Tables:
         sizes = {"GROUPS": groups, "NUMERIC": kind.numeric, "WORDS": kind.words, "LEAVES": kind.leaves}
         if not groups:
             return [defines({f"{name}_GROUPS": 0})]
-        first, second = fixed_point(self._forest).encode(np.stack([tree.values for tree in kind.trees]))
-        words = np.stack([first, second], axis=1) if fixed_point(self._forest).wide else first
-        child = "uint8_t" if kind.words == 1 else "uint16_t"
+        first, second = self._fixed.encode(np.stack([tree.values for tree in kind.trees]))
+        words = np.stack([first, second], axis=1) if self._fixed.wide else first
         return [
             defines({f"{name}_{key}": value for key, value in sizes.items()}),
             array("uint8_t", f"{name}_COLUMNS", np.concatenate([tree.columns for tree in kind.trees])),
             array("uint8_t", f"{name}_POSITIONS", np.concatenate([tree.positions for tree in kind.trees])),
-            array(child, f"{name}_CHILDREN", np.concatenate([tree.children for tree in kind.trees])),
+            array("uint8_t", f"{name}_CHILDREN", np.concatenate([tree.children for tree in kind.trees])),
             array("int32_t", f"{name}_VALUES", words),
             array("uint16_t", f"{name}_LEVEL_COUNTS", np.array(kind.levels)),
             records("row_masks_tree_t", f"{name}_TREES", [tree.record for tree in kind.trees]),
