@@ -91,13 +91,19 @@ def mean_module(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def double_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def double_source() -> str:
+    """The C source of the model above, taking float64 too."""
+    return "#define OUTRIDER_DOUBLE" + MEAN_SOURCE + DOUBLE_SOURCE
+
+
+@pytest.fixture(scope="session")
+def double_artifacts(tmp_path_factory: pytest.TempPathFactory, double_source: str) -> dict[str, bytes]:
     """The model above, by artifact format, taking float64 too; it fails with status 8 for NaN in doubles."""
     from outrider.targets import get_target
     from outrider.targets.toolchain import build_shared
 
     folder = tmp_path_factory.mktemp("double")
-    sources = {"mean.c": "#define OUTRIDER_DOUBLE" + MEAN_SOURCE + DOUBLE_SOURCE}
+    sources = {"mean.c": double_source}
     return {
         "native": build_shared(sources, folder / "mean.so", get_target("host")),
         "wasm": build_shared(sources, folder / "mean.wasm", get_target("wasm32-wasi")),

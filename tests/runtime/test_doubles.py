@@ -74,6 +74,7 @@ def test_layouts_and_empty_batches(session: Session) -> None:
     assert session.run({"features": ROWS[:0]})["score"].shape == (0,)
     shifted = np.frombuffer(b"\0" + ROWS.tobytes(), np.uint8)[1:].view(np.float64).reshape(ROWS.shape)
     assert session.predict(shifted).tolist() == MEANS
+    assert check_inputs({"features": shifted}, session.signature, doubles=True)["features"].flags.aligned
 
 
 def test_what_still_does_not_fit(session: Session) -> None:

@@ -15,7 +15,7 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def check_inputs(inputs: Mapping[str, Any], signature: Signature, *, doubles: bool = False) -> dict[str, Array]:
-    """The inputs as C-contiguous arrays, each of the name, dtype and shape that the signature says.
+    """The inputs as C-contiguous, aligned arrays, each of the name, dtype and shape that the signature says.
 
     `doubles`: an only input may be float64 where the signature says float32. Arrays that already fit are passed on as
     they are. Raises BadDataError naming the input and what was expected.
@@ -124,7 +124,8 @@ def _check_array(spec: TensorSpec, value: Any, signature: Signature, doubles: bo
         raise BadDataError(
             f"the input {spec.name!r} has the shape {_show(shape)}; expected {_describe(spec)}", hint=hint
         )
-    return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+    plain = value.flags.c_contiguous and value.flags.aligned
+    return value if plain else np.require(value, requirements=("C", "A"))
 
 
 def _describe(spec: TensorSpec) -> str:
