@@ -20,6 +20,7 @@ from outrider.compiler.trees.kernels.k2 import K2
 from outrider.compiler.trees.narrow import block_rows, filter_words, limit_keys, narrow
 from outrider.compiler.trees.rows import double_rows_from_thresholds
 from outrider.runtime.engines import open_engine
+from outrider.runtime.errors import UnsupportedError
 from outrider.targets import get_target
 
 Array = np.ndarray
@@ -134,6 +135,13 @@ def test_categories_and_features_split_in_both_ways(compiled, forests, sums, rul
         doubles = np.concatenate([doubles, rng.integers(-2, 12, (300, 5)), rng.uniform(-2, 12, (300, 5))])
         with compiled(forest) as run:
             assert_decides(run, forest, sums, doubles)
+
+
+def test_what_cannot_be_narrowed_is_refused(forests):
+    made = forests.random_forest(5, trees=9, features=4, leaves=40, categories=(4,), missing="zero")
+    assert narrow(made, "float64").categories == (3,)
+    with pytest.raises(UnsupportedError, match="feature 3 is split by value and by category"):
+        narrow(split_by_value_too(made, 1), "float64")
 
 
 def test_wide_rows_go_through_in_several_blocks(compiled, forests, sums):

@@ -63,7 +63,11 @@ class Narrowing:
 
 
 def narrow(forest: Forest, decides_in: Literal["float32", "float64"]) -> Narrowing:
-    """What the doubles of a forest that decides in this type are narrowed by. Raises UnsupportedError beyond a size."""
+    """How the rows of a forest that decides in this type are narrowed.
+
+    Raises UnsupportedError for a feature of 2^24 thresholds, and where numbers near zero are missing, for one that is
+    split by value and by category.
+    """
     if decides_in == "float32":
         return Narrowing(forest, nearest=True, limits=(np.zeros(0),) * forest.features)
     limits, categories = _limits(forest), _categories(forest)
@@ -72,14 +76,14 @@ def narrow(forest: Forest, decides_in: Literal["float32", "float64"]) -> Narrowi
         if len(own) >= MAX_CATEGORY:
             raise UnsupportedError(f"feature {feature} has {len(own)} thresholds", hint="16,777,215 are supported")
         if feature in categories and len(own):
-            assert forest.missing != "zero", "a number near zero would be missing and a category at once"
+            if forest.missing == "zero":  # a number near zero would be missing and a category at once
+                raise UnsupportedError(f"feature {feature} is split by value and by category, while zero is missing")
             ranked[feature] = np.unique(np.concatenate([own, *_edges(forest, categories[feature])]))
         elif _crowded(own, forest):
             ranked[feature] = own
+    seen = replace(forest, trees=tuple(_ranked(tree, ranked, forest) for tree in forest.trees)) if ranked else forest
     return Narrowing(
-        forest=replace(forest, trees=tuple(_ranked(tree, ranked, forest) for tree in forest.trees))
-        if ranked
-        else forest,
+        forest=seen,
         nearest=False,
         limits=tuple(ranked.get(feature, own[own != _floor(own)]) for feature, own in enumerate(limits)),
         ranked=tuple(ranked),
@@ -196,7 +200,8 @@ def filter_words(narrowing: Narrowing) -> NDArray[np.uint32]:
 
     It is for features that are not ranked. `narrow_near` of narrow.h asks it.
     """
-    rounded = [feature for feature in range(narrowing.forest.features) if feature not in set(narrowing.ranked)]
+    ranked = set(narrowing.ranked)
+    rounded = [feature for feature in range(narrowing.forest.features) if feature not in ranked]
     found = [(feature, _ceil_bits(narrowing.limits[feature])) for feature in rounded]
     if narrowing.forest.missing == "zero" and not narrowing.nearest:
         found += [(feature, _ceil_bits(np.array([_BELOW_TINY]))) for feature in rounded]

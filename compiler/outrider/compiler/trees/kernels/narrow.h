@@ -6,8 +6,8 @@
  * nearly all of the others apart; what passes is searched for among the limits of the feature. Numbers of ranked
  * features are replaced by their place among the limits, and categories by whole numbers.
  *
- * Cost: 4 to 12 cycles a number, less where there are vectors to gather with; beyond that, a binary search for a row in
- * which a number passes the filter. Rounding to the nearest is almost free.
+ * Cost: about 12 cycles a number, 6 where there are vectors to gather with, and a binary search for each number that
+ * passes the filter. Rounding to the nearest takes less than one.
  *
  * Exactness: of doubles on integers, so that subnormals count though a CPU flushes them, but for categories between
  * -1e-308 and 0. Rounding to the nearest is the CPU's own, as it is the source library's.
