@@ -17,7 +17,8 @@ from outrider.compiler.backends import Candidate, backend
 from outrider.compiler.frontends import ReadOptions, read_model
 from outrider.compiler.model import Model
 from outrider.compiler.trees.forest import LEAF, NUMERIC, CategorySplit, Forest, sort_key
-from outrider.compiler.trees.rows import rows_from_thresholds
+from outrider.compiler.trees.narrow import Narrowing, narrow
+from outrider.compiler.trees.rows import double_rows_from_thresholds, rows_from_thresholds
 from outrider.compiler.verify import ATOL, RTOL
 from outrider.runtime.engines import open_engine
 from outrider.targets import get_target
@@ -62,6 +63,36 @@ def agree() -> Agree:
                 for size in (0, 1, 63, 64, 65):
                     part = engine.run({given: np.ascontiguousarray(data[:size])})[output]
                     assert np.array_equal(part, found[:size], equal_nan=True)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def agree_on_doubles() -> Callable[..., Narrowing]:
+    """Check that the compiled model gives the source's results for float64 rows, in batches of every size.
+
+    Rows from thresholds come beside the given ones, of models that decide in float64. What comes back is how rows are
+    narrowed.
+    """
+
+    def check(source: Any, *rows: Array, expected: Callable[[Array], Array]) -> Narrowing:
+        model = read_model(source)
+        assert isinstance(model.payload, Forest)
+        if model.decides_in == "float64":
+            given = {"nan": model.accepts_nan, "inf": model.accepts_inf, "max_rows": 1100}
+            rows = (*rows, double_rows_from_thresholds(model.payload, seed=0, **given))
+        made = backend("native").build(model, Candidate("native", options={"lanes": "8"}), get_target("host"))
+        name, output = model.signature.inputs[0].name, model.computed[0]
+        with closing(open_engine(made.entry, made.data, model.signature)) as engine:
+            for batch in rows:
+                assert batch.dtype == np.float64
+                found = engine.run({name: np.ascontiguousarray(batch)})[output]
+                _assert_close(found, model.reference({name: batch})[output])
+                _assert_close(found, np.asarray(expected(batch)).reshape(found.shape))
+                for size in (0, 1, 63, 64, 65):
+                    part = engine.run({name: np.ascontiguousarray(batch[:size])})[output]
+                    assert np.array_equal(part, found[:size], equal_nan=True)
+        return narrow(model.payload, model.decides_in)
 
     return check
 

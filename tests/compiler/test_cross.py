@@ -20,7 +20,8 @@ from outrider.compiler.backends import Built, Candidate, backend
 from outrider.compiler.frontends import read_model
 from outrider.compiler.model import Model
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.rows import rows_from_thresholds
+from outrider.compiler.trees.narrow import narrow
+from outrider.compiler.trees.rows import double_rows_from_thresholds, rows_from_thresholds
 from outrider.runtime import load
 from outrider.runtime.bundle import open_bundle
 from outrider.runtime.engines import open_engine
@@ -111,6 +112,39 @@ def test_the_same_bits_everywhere(table, emulated, name):
             found = run_native(built.entry, built.data, {"features": rows}, target, model.signature)
         for output, values in expected.items():
             assert found[output].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_doubles_are_decided_alike_everywhere(table, emulated, name):
+    """Rounded up or down, ranked, by category; and rounded to the nearest."""
+    target = emulated(name)
+    for model in double_models(table):
+        assert isinstance(model.payload, Forest)
+        rows = double_rows_from_thresholds(model.payload, seed=4, nan=True, inf=model.accepts_inf, max_rows=301)
+        expected = here(model, build(model, get_target("host")), rows)
+        built = build(model, target)
+        if built.entry.format == "wasm":
+            found = here(model, built, rows)
+        else:
+            found = run_native(built.entry, built.data, {"features": rows}, target, model.signature)
+        for output, values in model.reference({"features": rows}).items():
+            assert found[output].tobytes() == expected[output].tobytes()
+            assert np.allclose(values, expected[output], rtol=1e-5, atol=1e-6)
+
+
+def double_models(table: Any) -> Iterator[Model]:
+    """LightGBM with times of one minute in seconds, which float32 does not tell apart, and a category; XGBoost."""
+    rows, target = table[0].astype(np.float64), table[1]
+    rng = np.random.default_rng(0)
+    rows[:, 1], rows[:, 2] = 1.7e9 + 60 * rng.random(len(rows)), rng.integers(0, 40, len(rows))
+    light = {"verbose": -1, "min_data_per_group": 1, "cat_smooth": 1, "num_threads": 1, "zero_as_missing": True}
+    data = lightgbm.Dataset(rows, label=target + 2 * (rows[:, 1] > 1.7e9 + 30), categorical_feature=[2])
+    model = read_model(lightgbm.train(light, data, 5))
+    assert isinstance(model.payload, Forest)
+    narrowing = narrow(model.payload, model.decides_in)
+    assert (narrowing.ranked, narrowing.categories) == ((1,), (2,))
+    yield model
+    yield read_model(xgboost.XGBRegressor(n_estimators=3).fit(rows, target))
 
 
 def test_the_same_bits_beside_musl(table, with_musl):

@@ -43,6 +43,27 @@ int32_t outrider_run(const void *const *inputs, void *const *outputs, int64_t ba
 """
 
 
+# What makes the model above take float64: the mean of doubles, which float32 would round.
+DOUBLE_SOURCE = """
+size_t outrider_workspace_double(int64_t batch) { return (size_t)batch * sizeof(double); }
+int32_t outrider_run_double(const void *const *inputs, void *const *outputs, int64_t batch, void *workspace) {
+    const double *x = inputs[0];
+    float *score = outputs[0];
+    double *sums = workspace;
+    if ((uintptr_t)workspace % 64) return 9;
+    for (int64_t i = 0; i < batch; i++) sums[i] = x[3 * i] + x[3 * i + 1] + x[3 * i + 2];
+    for (int64_t i = 0; i < batch; i++) {
+        if (sums[i] != sums[i]) return 8;
+        score[i] = (float)(sums[i] / 3.0);
+    }
+    return 0;
+}
+#ifndef __wasm__
+#include "python_call.h"
+#endif
+"""
+
+
 @pytest.fixture(scope="session")
 def mean_library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The model above as a native artifact for this machine; it fails with status 7 for NaN."""
@@ -67,6 +88,26 @@ def mean_module(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     out = tmp_path_factory.mktemp("wasm") / "mean.wasm"
     return build_shared({"mean.c": MEAN_SOURCE}, out, get_target("wasm32-wasi"))
+
+
+@pytest.fixture(scope="session")
+def double_source() -> str:
+    """The C source of the model above, taking float64 too."""
+    return "#define OUTRIDER_DOUBLE" + MEAN_SOURCE + DOUBLE_SOURCE
+
+
+@pytest.fixture(scope="session")
+def double_artifacts(tmp_path_factory: pytest.TempPathFactory, double_source: str) -> dict[str, bytes]:
+    """The model above, by artifact format, taking float64 too; it fails with status 8 for NaN in doubles."""
+    from outrider.targets import get_target
+    from outrider.targets.toolchain import build_shared
+
+    folder = tmp_path_factory.mktemp("double")
+    sources = {"mean.c": double_source}
+    return {
+        "native": build_shared(sources, folder / "mean.so", get_target("host")),
+        "wasm": build_shared(sources, folder / "mean.wasm", get_target("wasm32-wasi")),
+    }
 
 
 Parts = tuple[Manifest, dict[str, bytes]]

@@ -15,6 +15,8 @@ from outrider.runtime import errors, load
 from outrider.runtime.bundle import encode_npy, open_bundle, write_bundle
 from outrider.runtime.features.plan import FeaturePlan, RawColumn
 from outrider.runtime.golden import GoldenResult, check_golden
+from outrider.targets import get_target
+from outrider.targets.toolchain import build_shared
 
 MakeBundle = Callable[..., Path]
 replace = msgspec.structs.replace
@@ -43,6 +45,16 @@ def test_out_of_tolerance(make_bundle: MakeBundle) -> None:
     assert found.max_abs_error == pytest.approx(0.01, rel=1e-3)
     assert found.detail == "score is out of tolerance in 1 of 3 values"
     assert result(path, max_err=0.02).passed
+
+
+def test_float64_rows_are_tried_where_they_are_taken(
+    make_bundle: MakeBundle, double_source: str, tmp_path: Path
+) -> None:
+    for divisor, passed in (("3.0", True), ("3.3", False)):
+        source = {"mean.c": double_source.replace("sums[i] / 3.0)", f"sums[i] / {divisor})")}
+        found = result(make_bundle(library=build_shared(source, tmp_path / "mean.so", get_target("host"))))
+        assert found.passed == passed
+        assert passed or found.detail == "score as float64 is out of tolerance in 3 of 3 values"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

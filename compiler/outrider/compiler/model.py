@@ -39,7 +39,8 @@ class OnnxGraph:
 class Model:
     """A trained model.
 
-    `reference` runs the source library itself: inputs as in the signature -> the outputs an artifact computes.
+    `reference` runs the source library itself: inputs as in the signature -> the outputs an artifact computes. Of a
+    forest it takes float64 rows too, and treats them as the source library does.
     `computed` are the outputs that an artifact gives: all but a `label` that the session derives. `sha256` is of the
     serialised source. `accepts_nan` and `accepts_inf`: whether the source library takes such rows. `decides_in`: the
     type in which the source library compares features. Where it is float32, float64 rows are rounded first; where it
@@ -61,7 +62,7 @@ class Model:
 
 def forest_model(
     forest: Forest,
-    predict: Callable[[NDArray[np.float32]], Array],
+    predict: Callable[[Array], Array],
     *,
     framework: str,
     framework_version: str,
@@ -73,7 +74,7 @@ def forest_model(
     classes: Sequence[int] = (),
     names: Sequence[str] = (),
 ) -> Model:
-    """The model of a forest. `predict` is the source library's own, float32 [n, features] -> [n] or [n, k].
+    """The model of a forest. `predict` is the source library's own, float32 or float64 [n, features] -> [n] or [n, k].
 
     `probabilities`: a matrix output holds class probabilities. `class_labels` give an output `label`; they must be
     as many as the classes. `classes`: of a classifier of several targets, how many each has; the matrix holds their
@@ -82,7 +83,7 @@ def forest_model(
     """
     check_forest(forest)
 
-    def reference_rows(rows: NDArray[np.float32]) -> Array:
+    def reference_rows(rows: Array) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return np.asarray(predict(rows))
@@ -172,7 +173,7 @@ def check_labels(labels: tuple[Label, ...], classes: int) -> tuple[Label, ...]:
     return labels
 
 
-def _accepts(predict: Callable[[NDArray[np.float32]], Array], features: int, value: float) -> bool:
+def _accepts(predict: Callable[[Array], Array], features: int, value: float) -> bool:
     """Whether the source library predicts on rows that hold `value`, found out by asking it."""
     try:
         predict(np.full((1, features), value, np.float32))

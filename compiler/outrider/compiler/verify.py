@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from outrider.compiler.model import Array, Model, OnnxGraph
 from outrider.compiler.samples import Samples
+from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.rows import double_rows_from_thresholds
 from outrider.runtime.bundle import Parity, Signature
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.errors import BadDataError, ParityError
@@ -17,16 +19,21 @@ from outrider.runtime.errors import BadDataError, ParityError
 ATOL, RTOL = 1e-6, 1e-5
 MAX_ROWS = 4096
 _SINGLE_ROWS = 8
+_SEED = 20240301  # any fixed number: the same model gives the same rows
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Rows with the source library's outputs for them, and their true labels as text [rows] where known."""
+    """Rows with the source library's outputs for them, and their true labels as text [rows] where known.
+
+    `doubles`: of a forest, float64 rows and the outputs for them.
+    """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     rows: int
     labels: Array | None
+    doubles: tuple[dict[str, Array], dict[str, Array]] | None = None
 
 
 def source_truth(model: Model, samples: Samples) -> Truth:
@@ -34,7 +41,31 @@ def source_truth(model: Model, samples: Samples) -> Truth:
     picked = spread(samples.rows, MAX_ROWS)
     inputs = {name: np.ascontiguousarray(array[picked]) for name, array in samples.inputs.items()}
     labels = None if samples.labels is None else true_labels(samples.labels[picked], model.signature)
-    return Truth(inputs=inputs, outputs=model.reference(inputs), rows=len(picked), labels=labels)
+    outputs = model.reference(inputs)
+    return Truth(inputs, outputs, len(picked), labels, _doubles(model, inputs, outputs))
+
+
+def _doubles(
+    model: Model, inputs: Mapping[str, Array], outputs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]] | None:
+    """Float64 rows and the source's outputs. For one that rounds them, some that round to the rows it was asked for."""
+    if not isinstance(model.payload, Forest):
+        return None
+    ((name, rows),) = inputs.items()
+    if model.decides_in == "float32":
+        return {name: _rounding_to(rows)}, outputs
+    doubles = double_rows_from_thresholds(model.payload, seed=_SEED, nan=model.accepts_nan, inf=model.accepts_inf)
+    return {name: doubles}, model.reference({name: doubles})
+
+
+def _rounding_to(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Doubles that round to these float32, up to nearly half of the way to their neighbours."""
+    rng = np.random.default_rng(_SEED)
+    wide = rows.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        beside = np.nextafter(rows, rng.choice(np.array([-np.inf, np.inf], np.float32), rows.shape))
+        moved = wide + (beside.astype(np.float64) - wide) * rng.choice([0.0, 0.3, 0.499], rows.shape)
+    return np.where(np.isfinite(moved), moved, wide)
 
 
 def spread(rows: int, count: int) -> NDArray[np.intp]:
@@ -43,7 +74,10 @@ def spread(rows: int, count: int) -> NDArray[np.intp]:
 
 
 def check_parity(model: Model, engine: Engine, truth: Truth, samples: Samples, *, candidate: str) -> Parity:
-    """Run the artifact on the same rows, as a batch and one by one. Raises ParityError beyond the tolerance."""
+    """Run the artifact on the same rows, as a batch and one by one, and on float64 rows where it takes such.
+
+    Raises ParityError beyond the tolerance.
+    """
     found = engine.run(truth.inputs)
     worst = _compare(found, truth.outputs, truth.inputs, candidate)
     if not (isinstance(model.payload, OnnxGraph) and model.payload.batch is not None):
@@ -51,6 +85,9 @@ def check_parity(model: Model, engine: Engine, truth: Truth, samples: Samples, *
             single = {name: array[row : row + 1] for name, array in truth.inputs.items()}
             wanted = {name: array[row : row + 1] for name, array in truth.outputs.items()}
             _compare(engine.run(single), wanted, single, candidate)
+    if truth.doubles is not None and engine.doubles:
+        inputs, outputs = truth.doubles
+        _compare(engine.run(inputs), outputs, inputs, f"{candidate}, float64 rows")
     return Parity(
         rows=truth.rows,
         evidence=samples.evidence,

@@ -18,7 +18,8 @@ class Tap(Protocol):
     """Sees every prediction of a session, after it was made; `outrider.runtime.profile.ProfileTap` counts them."""
 
     def observe(self, features: NDArray[np.float32], outputs: Mapping[str, Array]) -> None:
-        """`features` is the model's input, float32 [n, f]; `outputs` are the run's, by name. Must not change either."""
+        """`features` is the model's input, float32 [n, f], rounded where it came as float64; `outputs` are the run's,
+        by name. Must not change either."""
 
 
 class CheckedModel:
@@ -43,7 +44,7 @@ class CheckedModel:
         plan = self._manifest.features
         if plan is not None and _is_raw(inputs, {column.name for column in plan.columns}, self._input_names()):
             return self._run({self._input_names()[0]: self.features(inputs)})
-        return self._run(check_inputs(inputs, self._signature))
+        return self._run(self._check(inputs))
 
     def features(self, raw: Mapping[str, Array]) -> NDArray[np.float32]:
         """The model's input, float32 [n, f], from raw columns, by the bundle's feature plan. Raises BadDataError."""
@@ -68,8 +69,11 @@ class CheckedModel:
             columns = set(map(str, x.columns))
             if raw and set(raw) <= columns and not set(self._signature.feature_names) <= columns:
                 return {names[0]: self.features({name: np.asarray(x[name]) for name in raw})}
-            x = frame_to_matrix(x, self._signature.feature_names)
-        return check_inputs({names[0]: x}, self._signature)
+            x = frame_to_matrix(x, self._signature.feature_names, doubles=self._engine.doubles)
+        return self._check({names[0]: x})
+
+    def _check(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        return check_inputs(inputs, self._signature, doubles=self._engine.doubles)
 
     def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         computed = self._engine.run(inputs)
@@ -78,8 +82,14 @@ class CheckedModel:
             for spec in self._signature.outputs
         }
         if self._tap is not None:
-            self._tap.observe(inputs[self._signature.inputs[0].name], outputs)
+            self._tap.observe(_as_single(inputs[self._signature.inputs[0].name]), outputs)
         return outputs
+
+
+def _as_single(features: Array) -> NDArray[np.float32]:
+    """The features as float32; what is beyond its range becomes infinite."""
+    with np.errstate(over="ignore"):
+        return features.astype(np.float32, copy=False)
 
 
 def _is_raw(inputs: Mapping[str, Array], columns: set[str], names: tuple[str, ...]) -> bool:

@@ -30,7 +30,8 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_golden(session: Session, *, repeats: int = DEFAULT_REPEATS, max_err: float | None = None) -> GoldenResult:
-    """Run the golden rows, and the raw ones where there are any, and compare; then time `repeats` single rows.
+    """Run the golden rows, as float64 too where the session takes that, and the raw ones where there are any, and
+    compare; then time `repeats` single rows.
 
     `max_err` replaces the bundle's absolute tolerance. Labels must be equal. Raises BadBundleError for unreadable
     golden files; an engine's failure is raised as it is.
@@ -39,12 +40,16 @@ def check_golden(session: Session, *, repeats: int = DEFAULT_REPEATS, max_err: f
     atol = golden.atol if max_err is None else max_err
     expected = _read(session.bundle, golden.outputs)
     inputs = _read(session.bundle, golden.inputs)
-    error, problems = _compare(session.run(inputs), expected, atol, golden.rtol, "")
+    ways = {"": inputs}
+    if session.takes_doubles:
+        ways[" as float64"] = {name: array.astype(np.float64) for name, array in inputs.items()}
     if golden.raw:
-        raw_error, raw_problems = _compare(
-            session.run(_read(session.bundle, golden.raw)), expected, atol, golden.rtol, " from raw data"
-        )
-        error, problems = max(error, raw_error), problems + raw_problems
+        ways[" from raw data"] = _read(session.bundle, golden.raw)
+    error = 0.0
+    problems: list[str] = []
+    for where, given in ways.items():
+        more_error, more_problems = _compare(session.run(given), expected, atol, golden.rtol, where)
+        error, problems = max(error, more_error), problems + more_problems
     p99 = _time_rows(session, inputs, golden.rows, repeats)
     detail = "; ".join(problems) or f"{golden.rows} rows agree within {atol:g} + {golden.rtol:g} |value|"
     return GoldenResult(passed=not problems, max_abs_error=error, p99_ms=p99, rows=golden.rows, detail=detail)

@@ -32,6 +32,10 @@ class Runnable(Protocol):
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
 
+    @property
+    def takes_doubles(self) -> bool:
+        """Whether a float32 input may be float64."""
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Named inputs to named outputs. Raises BadDataError or EngineFault."""
 

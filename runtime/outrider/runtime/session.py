@@ -65,8 +65,12 @@ class Session:
     `predict(x)` gives the main output for a model of one input: `x` is an array, or a DataFrame with the features by
     name. What comes out is what the source model's own predict gives (see the signature's `predict`). A DataFrame of
     raw columns goes through the bundle's feature plan. Raises BadDataError for anything that does not fit, and for a
-    model of several inputs. It is an attribute, and where the artifact brings a function of its own for float32
-    matrices, it is that function.
+    model of several inputs. It is an attribute, and where the artifact brings a function of its own for matrices, it
+    is that function.
+
+    Where `takes_doubles` says so, as for all compiled tree ensembles, an array may be float64 too, and a DataFrame may
+    hold any numbers and booleans: such rows are decided as the source model decides float64 rows. Arrays of integers
+    are refused.
 
     Calls from several threads are safe; the engine says whether they run side by side.
     """
@@ -87,7 +91,8 @@ class Session:
         """All outputs by name, in the order of the signature.
 
         The keys are either the model's inputs (`{"features": X}`) or, where the bundle carries a feature plan, all
-        of its raw columns (`{"amt": …, "merchant": …}`), never both. Raises BadDataError.
+        of its raw columns (`{"amt": …, "merchant": …}`), never both. What `predict` says of float64 holds here.
+        Raises BadDataError.
         """
         return self._checked.run(inputs)
 
@@ -109,6 +114,11 @@ class Session:
     def artifact(self) -> ArtifactEntry:
         """The artifact in use."""
         return self._attempts[-1].artifact
+
+    @property
+    def takes_doubles(self) -> bool:
+        """Whether the input, float32 in the signature, may be float64."""
+        return self._engine.doubles
 
     def close(self) -> None:
         """Unload the artifact. The session cannot be used afterwards."""

@@ -11,17 +11,21 @@ from outrider.runtime.bundle.manifest import Signature, TensorSpec
 from outrider.runtime.engines.base import Array, numpy_dtype
 from outrider.runtime.errors import BadDataError
 
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
-def check_inputs(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array]:
-    """The inputs as C-contiguous arrays, each of the name, dtype and shape that the signature says.
 
-    Arrays that already fit are passed on as they are. Raises BadDataError naming the input and what was expected.
+def check_inputs(inputs: Mapping[str, Any], signature: Signature, *, doubles: bool = False) -> dict[str, Array]:
+    """The inputs as C-contiguous, aligned arrays, each of the name, dtype and shape that the signature says.
+
+    `doubles`: an only input may be float64 where the signature says float32. Arrays that already fit are passed on as
+    they are. Raises BadDataError naming the input and what was expected.
     """
     names = [spec.name for spec in signature.inputs]
     if set(inputs) != set(names):
         given = ", ".join(sorted(map(str, inputs))) or "nothing"
         raise BadDataError(f"got the inputs {given}; expected {', '.join(names)}")
-    checked = {spec.name: _check_array(spec, inputs[spec.name], signature) for spec in signature.inputs}
+    doubles = doubles and len(names) == 1
+    checked = {spec.name: _check_array(spec, inputs[spec.name], signature, doubles) for spec in signature.inputs}
     rows = {name: len(array) for name, array in checked.items()}
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
@@ -62,8 +66,12 @@ def is_frame(x: object) -> bool:
     return hasattr(x, "columns") and hasattr(x, "to_numpy") and hasattr(x, "__getitem__")
 
 
-def frame_to_matrix(frame: Any, names: tuple[str, ...]) -> Array:
-    """A DataFrame's columns as a matrix, by name and in the model's order. Raises BadDataError for other names."""
+def frame_to_matrix(frame: Any, names: tuple[str, ...], *, doubles: bool = False) -> Array:
+    """A DataFrame's columns as a matrix, by name and in the model's order. Raises BadDataError for other names.
+
+    With `doubles`, columns of numbers and booleans that are not all float32 give a float64 matrix: integers beyond 2^53
+    are rounded, and missing values become NaN.
+    """
     columns = [str(column) for column in frame.columns]
     if names:
         missing = [name for name in names if name not in columns]
@@ -74,10 +82,23 @@ def frame_to_matrix(frame: Any, names: tuple[str, ...]) -> Array:
             raise BadDataError(f"the DataFrame {' and '.join(parts) or 'has a column twice'}")
         if columns != list(names):
             frame = frame[list(names)]
-    return np.asarray(frame.to_numpy())
+    if not doubles:
+        return np.asarray(frame.to_numpy())
+    dtypes = set(frame.dtypes)
+    if all(map(_is_number, dtypes)) and dtypes not in ({_FLOAT32}, {_FLOAT64}):
+        return np.asarray(frame.to_numpy(dtype=np.float64, na_value=np.nan))
+    matrix = np.asarray(frame.to_numpy())
+    fits = matrix.dtype == np.float32 or matrix.dtype.kind not in "fiub"
+    return matrix if fits else matrix.astype(np.float64, copy=False)
 
 
-def _check_array(spec: TensorSpec, value: Any, signature: Signature) -> Array:
+def _is_number(dtype: Any) -> bool:
+    """Whether a pandas column of this type holds numbers or booleans, or categories that are such."""
+    categories = getattr(dtype, "categories", None)
+    return getattr(dtype if categories is None else categories.dtype, "kind", "O") in "fiub"
+
+
+def _check_array(spec: TensorSpec, value: Any, signature: Signature, doubles: bool) -> Array:
     if not isinstance(value, np.ndarray):
         raise BadDataError(
             f"the input {spec.name!r} is a {type(value).__name__}; expected {_describe(spec)}",
@@ -86,7 +107,7 @@ def _check_array(spec: TensorSpec, value: Any, signature: Signature) -> Array:
     wanted = numpy_dtype(spec.dtype)
     if wanted.hasobject and value.dtype.kind in "UO":
         value = value.astype(object, copy=False)
-    if value.dtype != wanted:
+    if value.dtype != wanted and not (doubles and spec.dtype == "float32" and value.dtype == np.float64):
         raise BadDataError(
             f"the input {spec.name!r} is {value.dtype}; expected {_describe(spec)}",
             hint=f"convert it with .astype(np.{spec.dtype})" if not wanted.hasobject else None,
@@ -103,7 +124,8 @@ def _check_array(spec: TensorSpec, value: Any, signature: Signature) -> Array:
         raise BadDataError(
             f"the input {spec.name!r} has the shape {_show(shape)}; expected {_describe(spec)}", hint=hint
         )
-    return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+    plain = value.flags.c_contiguous and value.flags.aligned
+    return value if plain else np.require(value, requirements=("C", "A"))
 
 
 def _describe(spec: TensorSpec) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.runtime.bundle.manifest import ArtifactEntry, Signature
-from outrider.runtime.engines.base import numpy_dtype, tensors
+from outrider.runtime.engines.base import are_doubles, numpy_dtype, tensors
 from outrider.runtime.errors import BadDataError, EngineFault, ToolchainError
 from outrider.runtime.probe import host_target
 from outrider.runtime.target import Target
@@ -36,8 +36,9 @@ def run_native(
 ) -> dict[str, Array]:
     """Run a native artifact as `NativeEngine.run` would on a device of `target`.
 
-    Inputs are arrays of the signature's dtypes and shapes. Raises ToolchainError where the compiler or the emulator
-    is not installed, EngineFault where the artifact crashes or fails, BadDataError for a batch of no rows.
+    Inputs are arrays of the signature's dtypes and shapes, or float64 for float32 where the artifact takes that. Raises
+    ToolchainError where the compiler or the emulator is not installed, EngineFault where the artifact crashes or fails,
+    BadDataError for a batch of no rows.
     """
     prefix = emulator_command(target, entry.needs.features)
     arrays = [np.ascontiguousarray(inputs[name]) for name in entry.inputs]
@@ -53,7 +54,8 @@ def run_native(
         runner.chmod(0o755)
         artifact.write_bytes(library)
         sizes = [*(str(a.nbytes) for a in arrays), "--", *(str(a.nbytes) for a in outputs.values())]
-        command = [*prefix, str(runner), str(artifact), str(batch), *sizes]
+        suffix = "_double" if are_doubles(arrays, tensors(entry.inputs, signature.inputs)) else ""
+        command = [*prefix, str(runner), str(artifact), suffix, str(batch), *sizes]
         data = _run(command, b"".join(array.tobytes() for array in arrays), target)
     return _split(data, outputs)
 

@@ -18,6 +18,8 @@ from outrider.runtime.models import Array, Live, Models
 class FakeSession:
     """Returns its number; fails if it runs after it was closed."""
 
+    takes_doubles = False
+
     def __init__(self, number: int) -> None:
         self.number = number
         self.closed = False

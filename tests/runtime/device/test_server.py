@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from outrider.runtime.bundle import open_bundle
 from outrider.runtime.errors import BadConfigError, EngineFault, PortInUseError
 from outrider.runtime.models import Array, Live, Models
 from outrider.runtime.server import HttpServer, Limits, Routes
@@ -188,6 +189,36 @@ def test_bad_tensors_are_named_and_the_connection_lives(client: Any, payload: by
     assert status == 400
     assert says in answer["error"]
     assert ask(client, "GET", "/v2/health/live")[0] == 200
+
+
+def test_fp64_reaches_models_that_take_it(maker: Any) -> None:
+    given: list[Array] = []
+
+    class Wide:
+        manifest, takes_doubles = open_bundle(maker.make("1").path).manifest, True
+
+        def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            given.append(inputs["features"])
+            return {"score": np.zeros(len(inputs["features"]), np.float32)}
+
+        def close(self) -> None: ...
+
+    models = Models()
+    models.put(Live("wide", "0" * 64, Wide()))
+    routes = Routes(models)
+    for datatype, dtype in (("FP64", np.float64), ("FP32", np.float32)):
+        payload = body([16777217, 1e-300], [1, 2]).replace(b"FP32", datatype.encode())
+        request = Request(
+            method="POST",
+            path="/v2/models/wide/infer",
+            headers={},
+            body=payload,
+            keep_alive=True,
+            deadline=time.monotonic() + 5,
+        )
+        assert routes(request).status == 200
+        assert given[-1].dtype == dtype
+    assert given[0].tolist() == [[16777217, 1e-300]]
 
 
 def test_engine_faults_are_500_and_told(client: Any, running: Running) -> None:

@@ -15,6 +15,7 @@ from outrider.compiler.trees import select
 from outrider.compiler.trees.emit import artifact_sources
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import ISA_LEVELS, Kernel, KernelSource, Role, kernel
+from outrider.compiler.trees.narrow import Narrowing, block_rows, narrow
 from outrider.compiler.trees.select import Part, Plan
 from outrider.runtime.target import Requirements, Target
 from outrider.targets.toolchain import build_shared
@@ -27,6 +28,7 @@ class NativeBackend:
 
     def __init__(self) -> None:
         self._kernels: dict[str, Kernel] = {}
+        self._narrowed: tuple[Model, Narrowing] | None = None
 
     def refuses(self, model: Model, target: Target) -> str | None:
         """Anything but a forest."""
@@ -37,7 +39,7 @@ class NativeBackend:
 
     def explore(self, model: Model, target: Target, bench: Workbench) -> None:
         """What cost models leave; the best two together; then other options of theirs, where builds are quick."""
-        forest = _forest(model)
+        forest = self._forest(model)
         plans = select.first(forest, target, self._kernel)
         seconds = bench.build(self._offer(model, plans))
         best = plans[0]
@@ -51,20 +53,20 @@ class NativeBackend:
 
     def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
         """One an instruction-set level."""
-        return self._offer(model, select.rule(_forest(model), target, self._kernel))
+        return self._offer(model, select.rule(self._forest(model), target, self._kernel))
 
     def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
         """Kernels that take the forest, with options of theirs, at the level that they need."""
-        plan = select.recognise(options, _forest(model), target, self._kernel)
+        plan = select.recognise(options, self._forest(model), target, self._kernel)
         return None if plan is None else self._offer(model, [plan])[0]
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Lay out, emit, compile for the level of the candidate."""
-        forest, plan = _forest(model), select.read_plan(candidate.options)
+        forest, plan = self._forest(model), select.read_plan(candidate.options)
         assert plan is not None
         row, batch = self._emit(forest, plan.row), self._emit(forest, plan.batch)
         level = ISA_LEVELS[plan.isa]
-        sources = artifact_sources(forest, row, batch, plan.crossover)
+        sources = artifact_sources(forest, row, batch, plan.crossover, self._narrowing(model))
         wasm = target.arch == "wasm32"
         file = "model.wasm" if wasm else "model.so"
         with tempfile.TemporaryDirectory(prefix="outrider-native-") as folder:
@@ -72,7 +74,7 @@ class NativeBackend:
         needs = Requirements(
             arch=None if wasm else target.arch,  # a module runs wherever its engine does
             features=tuple(dict.fromkeys((*_baseline(target), *level.features))),
-            memory_bytes=len(data) + max(row.scratch, batch.scratch),
+            memory_bytes=len(data) + max(row.scratch, batch.scratch) + 4 * forest.features * block_rows(forest),
         )
         kind, package = ("wasm", "wasmtime") if wasm else ("native", None)
         entry = artifact_entry(
@@ -82,7 +84,7 @@ class NativeBackend:
 
     def _offer(self, model: Model, plans: Iterable[Plan]) -> list[Candidate]:
         """Plans as candidates."""
-        precision = _forest(model).precision
+        precision = self._forest(model).precision
         return [Candidate("native", precision, plan.options(), self._part(plan)) for plan in plans]
 
     def _part(self, plan: Plan) -> Role | None:
@@ -93,16 +95,22 @@ class NativeBackend:
     def _emit(self, forest: Forest, part: Part) -> KernelSource:
         return self._kernel(part.kernel).emit(forest, dict(part.options))
 
+    def _forest(self, model: Model) -> Forest:
+        """The forest as kernels see it."""
+        return self._narrowing(model).forest
+
+    def _narrowing(self, model: Model) -> Narrowing:
+        """How the model's rows are narrowed, found once."""
+        if self._narrowed is None or self._narrowed[0] is not model:
+            assert isinstance(model.payload, Forest)
+            self._narrowed = model, narrow(model.payload, model.decides_in)
+        return self._narrowed[1]
+
     def _kernel(self, name: str) -> Kernel:
         """The kernel of that name, one instance for all candidates, which share its layouts."""
         if name not in self._kernels:
             self._kernels[name] = kernel(name)
         return self._kernels[name]
-
-
-def _forest(model: Model) -> Forest:
-    assert isinstance(model.payload, Forest)
-    return model.payload
 
 
 def _baseline(target: Target) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import check_categories, digest, through_treelite
@@ -123,7 +122,7 @@ def _model(
 ) -> Model:
     import lightgbm
 
-    def reference(rows: NDArray[np.float32]) -> Array:
+    def reference(rows: Array) -> Array:
         return np.asarray(predict(rows.astype(np.float64)))
 
     return forest_model(

@@ -168,11 +168,11 @@ def _with_known(tree: Tree, known: dict[int, frozenset[int]]) -> Tree:
     return replace(tree, categories=tuple(splits))
 
 
-def _reference(predict: Callable[..., Any], source: Any) -> Callable[[NDArray[np.float32]], Array]:
+def _reference(predict: Callable[..., Any], source: Any) -> Callable[[Array], Array]:
     """The estimator's own prediction; where it was fitted on a frame, it is given one."""
     names = _own_names(source)
 
-    def run(rows: NDArray[np.float32]) -> Array:
+    def run(rows: Array) -> Array:
         if names is None:
             return np.asarray(predict(rows))
         import pandas

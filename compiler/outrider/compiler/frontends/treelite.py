@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest
@@ -53,7 +52,7 @@ def _read(model: Any, options: ReadOptions, data: bytes) -> Model:
     classes = [max(int(count), 1) for count in header.get_field("num_class")]
     task = int(header.get_field("task_type")[0])
 
-    def predict(rows: NDArray[np.float32]) -> Array:
+    def predict(rows: Array) -> Array:
         result = treelite.gtil.predict(model, np.ascontiguousarray(rows, np.float32 if single else np.float64))
         matrix: Array = np.concatenate([result[:, target, :count] for target, count in enumerate(classes)], axis=1)
         return matrix[:, 0] if matrix.shape[1] == 1 else matrix

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import check_categories, digest, through_treelite
@@ -89,7 +88,7 @@ def _read_wrapper(source: xgboost.XGBModel, options: ReadOptions) -> Model:
     _first, last = source._get_iteration_range(None)
     forest = _read_forest(booster[0:last] if 0 < last < booster.num_boosted_rounds() else booster)
     labels: tuple[Label, ...] = ()
-    predict: Callable[[NDArray[np.float32]], Array] = source.predict
+    predict: Callable[[Array], Array] = source.predict
     if isinstance(source, xgboost.XGBClassifier):
         predict = source.predict_proba
         multilabel = not objective.startswith("multi:") and forest.outputs > 1
@@ -110,7 +109,7 @@ def _read_wrapper(source: xgboost.XGBModel, options: ReadOptions) -> Model:
 
 def _model(
     forest: Forest,
-    predict: Callable[[NDArray[np.float32]], Array],
+    predict: Callable[[Array], Array],
     booster: xgboost.Booster,
     *,
     options: ReadOptions,
@@ -163,11 +162,11 @@ def _drop_categories(content: Mapping[str, Any], names: Sequence[str] | None) ->
     found.update(enc=[], feature_segments=[], sorted_idx=[])
 
 
-def booster_predict(booster: xgboost.Booster) -> Callable[[NDArray[np.float32]], Array]:
-    """`Booster.predict` on float32 rows. A DMatrix refuses infinities, the in-place prediction takes them."""
+def booster_predict(booster: xgboost.Booster) -> Callable[[Array], Array]:
+    """`Booster.predict` on rows. A DMatrix refuses infinities, the in-place prediction takes them."""
     import xgboost
 
-    def predict(rows: NDArray[np.float32]) -> Array:
+    def predict(rows: Array) -> Array:
         if np.isinf(rows).any():
             return np.asarray(booster.inplace_predict(rows, validate_features=False))
         matrix = xgboost.DMatrix(

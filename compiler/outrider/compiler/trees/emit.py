@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from outrider.compiler.trees.fixed import fixed_point
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource
+from outrider.compiler.trees.narrow import Narrowing, block_rows, filter_words, limit_keys, narrow
 
 _A_LINE = 16
 _SHORT = 256  # numbers: up to here a table is written to be read
@@ -28,7 +29,7 @@ _CTYPES = {
     **{f"{sign}int{bits}_t": f"<{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{"float": "<f4", "double": "<f8"},
 }
-_SHARED = ("artifact.c", "common.h", "finish.h", "keys.h", "math.h")
+_SHARED = ("artifact.c", "common.h", "finish.h", "keys.h", "math.h", "narrow.h")
 _TRANSFORMS = (
     "identity",
     "sigmoid",
@@ -44,14 +45,18 @@ _TRANSFORMS = (
 )
 
 
-def artifact_sources(forest: Forest, row: KernelSource, batch: KernelSource, crossover: int) -> dict[str, str | bytes]:
+def artifact_sources(
+    forest: Forest, row: KernelSource, batch: KernelSource, crossover: int, narrowing: Narrowing | None = None
+) -> dict[str, str | bytes]:
     """The sources of an artifact by file name: batches below `crossover` rows go to `row`, others to `batch`.
 
-    Give the same source twice, and a crossover of 0, for one kernel that serves both. Long tables become files of
-    bytes. The toolchain adds the headers of the ABI.
+    Give the same source twice, and a crossover of 0, for one kernel that serves both. `forest` is the one that the
+    kernels are of, and `narrowing` how rows are made for it; None: float64 rows are rounded. Long tables become files
+    of bytes. The toolchain adds the headers of the ABI.
     """
     files = {name: template(name) for name in _SHARED}
     files["forest.h"] = _forest_header(forest)
+    files["narrow_tables.h"] = _narrow_header(narrowing or narrow(forest, "float32"))
     files["kernels.h"] = _kernels_header(row, batch, crossover)
     return _unpack({**files, **row.files, **batch.files})
 
@@ -165,6 +170,28 @@ def _forest_header(forest: Forest) -> str:
         f"#define FIXED_UNIT {fixed.unit.hex()}",
         f"typedef {'float' if forest.precision == 'float32' else 'double'} sum_t;",
         *_averaging(forest),
+    )
+
+
+def _narrow_header(narrowing: Narrowing) -> str:
+    words = filter_words(narrowing)
+    first = np.cumsum([0, *map(len, narrowing.limits)])
+    sizes = {
+        "NARROW_NEAREST": int(narrowing.nearest),
+        "NARROW_ROWS": block_rows(narrowing.forest),
+        "NARROW_FILTERED": int(len(words) > 0),
+        "NARROW_FILTER_LOG": max(len(words), 1).bit_length() - 1,
+        "NARROW_RANKED": len(narrowing.ranked),
+        "NARROW_CATEGORIES": len(narrowing.categories),
+    }
+    return header(
+        "How rows are narrowed to what the kernels take.",
+        defines(sizes),
+        array("int64_t", "NARROW_LIMITS", limit_keys(np.concatenate(narrowing.limits))),
+        array("uint32_t", "NARROW_FIRST", first),
+        array("uint32_t", "NARROW_FILTER", words),
+        array("uint32_t", "NARROW_RANK", np.array(narrowing.ranked, np.uint32)),
+        array("uint32_t", "NARROW_CATEGORY", np.array(narrowing.categories, np.uint32)),
     )
 
 

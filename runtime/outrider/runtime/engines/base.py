@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Engine(ABC):
     """
 
     binding: str
+    doubles: bool = False
+    """Whether `run` takes float64 where the signature says float32, for models of one input."""
 
     @classmethod
     @abstractmethod
@@ -37,6 +39,7 @@ class Engine(ABC):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run a batch. Inputs are C-contiguous, of the signature's dtypes and shapes; outputs are new arrays.
 
+        Where `doubles` says so, inputs may be float64 for float32: they are decided as the source model decides them.
         Raises EngineFault.
         """
 
@@ -47,9 +50,9 @@ class Engine(ABC):
     def matrix_function(self, output: str, fallback: MatrixFunction) -> MatrixFunction | None:
         """A shorter way from a matrix to one output, for models of one float32 matrix; None where there is none.
 
-        The function takes float32 arrays of shape [n, features]. What it is not made for goes to `fallback`, which
-        must not hold on to the function. It may be called from several threads, and after the engine was closed, when
-        everything goes to `fallback`.
+        The function takes float32 arrays of shape [n, features], and float64 ones where `doubles` says so. What it is
+        not made for goes to `fallback`, which must not hold on to the function. It may be called from several threads,
+        and after the engine was closed, when everything goes to `fallback`.
         """
         del output, fallback
         return None
@@ -75,6 +78,12 @@ _DTYPES: dict[Dtype, np.dtype[Any]] = {
 def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
     """The numpy dtype of a signature's dtype; `string` is an array of Python objects."""
     return _DTYPES[dtype]
+
+
+def are_doubles(inputs: Sequence[Array], specs: Sequence[TensorSpec]) -> bool:
+    """Whether the inputs are float64 where the signature says float32."""
+    pairs = zip(inputs, specs, strict=True)
+    return any(array.dtype == np.float64 and spec.dtype == "float32" for array, spec in pairs)
 
 
 def tensors(names: tuple[str, ...], specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

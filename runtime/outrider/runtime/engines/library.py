@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from outrider.runtime.engines.base import Array
 from outrider.runtime.errors import EngineFault
@@ -24,8 +24,19 @@ uint32_t outrider_abi(void);
 size_t outrider_workspace(int64_t batch);
 int32_t outrider_run(const void *const *inputs, void *const *outputs, int64_t batch, void *workspace);
 """
-# What an artifact may lack. Only their addresses are asked for, so their types do not matter here.
-_OPTIONAL = ("outrider_python_size", "outrider_python", "outrider_python_close", "outrider_python_free")
+# What an artifact may lack: the same for float64 inputs, and functions whose types do not matter here, since only their
+# addresses are asked for.
+_DOUBLE = """
+size_t outrider_workspace_double(int64_t batch);
+int32_t outrider_run_double(const void *const *inputs, void *const *outputs, int64_t batch, void *workspace);
+"""
+_ADDRESSES = (
+    "outrider_python_size",
+    "outrider_python",
+    "outrider_python_close",
+    "outrider_python_free",
+    "outrider_python_double",
+)
 
 
 class Library(ABC):
@@ -35,6 +46,8 @@ class Library(ABC):
     """
 
     binding: Binding
+    doubles: bool
+    """Whether the artifact takes float64 inputs where its manifest says float32."""
 
     def __init__(self, image: _Image) -> None:
         self._image = image
@@ -46,11 +59,19 @@ class Library(ABC):
         """The artifact's ABI version."""
 
     @abstractmethod
-    def workspace(self, batch: int) -> int:
-        """Bytes of scratch memory that a batch needs."""
+    def workspace(self, batch: int, *, double: bool = False) -> int:
+        """Bytes of scratch memory that a batch needs; with `double` one of float64 inputs, which `doubles` allows."""
 
     @abstractmethod
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
+    def bind(
+        self,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        batch: int,
+        workspace: Array,
+        *,
+        double: bool = False,
+    ) -> Call:
         """A function of no arguments that runs on these arrays, which it keeps alive, and returns the status."""
 
     @abstractmethod
@@ -60,9 +81,17 @@ class Library(ABC):
     @abstractmethod
     def _unload(self) -> None: ...
 
-    def run(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> int:
+    def run(
+        self,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        batch: int,
+        workspace: Array,
+        *,
+        double: bool = False,
+    ) -> int:
         """Run on these arrays; returns the status."""
-        return self.bind(inputs, outputs, batch, workspace)()
+        return self.bind(inputs, outputs, batch, workspace, double=double)()
 
     def retain(self) -> None:
         """One user more."""
@@ -87,27 +116,35 @@ class _CffiLibrary(Library):
 
         super().__init__(image)
         self._ffi = cffi.FFI()
-        self._ffi.cdef(_REQUIRED + "".join(f"void {name}(void);" for name in _OPTIONAL))
+        self._ffi.cdef(_REQUIRED + _DOUBLE + "".join(f"void {name}(void);" for name in _ADDRESSES))
         self._lib = self._ffi.dlopen(image.path, self._ffi.RTLD_NOW)
         try:
-            self._abi, self._workspace = self._lib.outrider_abi, self._lib.outrider_workspace
-            self._run = self._lib.outrider_run
+            self._abi, self._functions = self._lib.outrider_abi, _functions(self._lib)
         except AttributeError:
             self._unload()
             raise
+        self.doubles = len(self._functions) > 1
 
     def abi(self) -> int:
         return int(self._abi())
 
-    def workspace(self, batch: int) -> int:
-        return int(self._workspace(batch))
+    def workspace(self, batch: int, *, double: bool = False) -> int:
+        return int(self._functions[double][0](batch))
 
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
+    def bind(
+        self,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        batch: int,
+        workspace: Array,
+        *,
+        double: bool = False,
+    ) -> Call:
         buffer = self._ffi.from_buffer
         kept = [buffer(array) for array in (*inputs, *outputs, workspace)]
         ins = self._ffi.new("void *[]", kept[: len(inputs)])
         outs = self._ffi.new("void *[]", kept[len(inputs) : -1])
-        call = functools.partial(self._run, ins, outs, batch, kept[-1])
+        call = functools.partial(self._functions[double][1], ins, outs, batch, kept[-1])
         call.__dict__["kept"] = kept
         return call
 
@@ -131,27 +168,36 @@ class _CtypesLibrary(Library):
         self._lib = ctypes.CDLL(image.path, mode=os.RTLD_NOW)
         self._dlclose = _ctypes.dlclose
         try:
-            self._abi, self._workspace = self._lib.outrider_abi, self._lib.outrider_workspace
-            self._run = self._lib.outrider_run
+            self._abi, self._functions = self._lib.outrider_abi, _functions(self._lib)
         except AttributeError:
             self._unload()
             raise
+        self.doubles = len(self._functions) > 1
         self._abi.restype = ctypes.c_uint32
-        self._workspace.restype = ctypes.c_size_t
-        self._workspace.argtypes = [ctypes.c_int64]
-        self._run.restype = ctypes.c_int32
-        self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        for workspace, run in self._functions:
+            workspace.restype, workspace.argtypes = ctypes.c_size_t, [ctypes.c_int64]
+            run.restype = ctypes.c_int32
+            run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
 
     def abi(self) -> int:
         return int(self._abi())
 
-    def workspace(self, batch: int) -> int:
-        return int(self._workspace(batch))
+    def workspace(self, batch: int, *, double: bool = False) -> int:
+        return int(self._functions[double][0](batch))
 
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int, workspace: Array) -> Call:
+    def bind(
+        self,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        batch: int,
+        workspace: Array,
+        *,
+        double: bool = False,
+    ) -> Call:
         ins = (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs))
         outs = (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs))
-        call = functools.partial(self._run, ins, outs, ctypes.c_int64(batch), ctypes.c_void_p(workspace.ctypes.data))
+        scratch = ctypes.c_void_p(workspace.ctypes.data)
+        call = functools.partial(self._functions[double][1], ins, outs, ctypes.c_int64(batch), scratch)
         call.__dict__["kept"] = (inputs, outputs, workspace)
         return call
 
@@ -224,6 +270,17 @@ def load_library(data: bytes, origin: str, binding: Binding | None) -> Library:
             image.unlink()
             return library
     raise EngineFault(f"the library {origin!r} cannot be loaded: {problems[-1]}")
+
+
+def _functions(library: Any) -> list[tuple[Any, Any]]:
+    """The functions `workspace` and `run`, and after them the same for float64 inputs, where there are any.
+
+    Raises AttributeError where the first ones are missing.
+    """
+    found = [(library.outrider_workspace, library.outrider_run)]
+    with contextlib.suppress(AttributeError):
+        found.append((library.outrider_workspace_double, library.outrider_run_double))
+    return found
 
 
 def _binding_class(binding: Binding | None) -> type[Library]:

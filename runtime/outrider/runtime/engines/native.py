@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from outrider.runtime.bundle.manifest import ArtifactEntry, Signature, TensorSpec
-from outrider.runtime.engines.base import Array, Engine, MatrixFunction, numpy_dtype, tensors
+from outrider.runtime.engines.base import Array, Engine, MatrixFunction, are_doubles, numpy_dtype, tensors
 from outrider.runtime.engines.library import Binding, Library, load_library
 from outrider.runtime.engines.python_call import CallOwner, python_function
 from outrider.runtime.engines.threads import RowThreads
@@ -30,6 +30,7 @@ class NativeEngine(Engine):
 
     def __init__(self, library: Library, entry: ArtifactEntry, signature: Signature, threads: int) -> None:
         self.binding = library.binding
+        self.doubles = library.doubles
         self._library: Library | None = library
         self._path = entry.path
         self._inputs = tensors(entry.inputs, signature.inputs)
@@ -131,8 +132,9 @@ class NativeEngine(Engine):
 
     def _run_rows(self, library: Library, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         batch = len(inputs[0]) if inputs else 1
-        workspace = self._take(library.workspace(batch), batch)
-        status = library.run(inputs, outputs, batch, workspace)
+        double = are_doubles(inputs, self._inputs)
+        workspace = self._take(library.workspace(batch, double=double), batch)
+        status = library.run(inputs, outputs, batch, workspace, double=double)
         self._workspaces.append(workspace)
         if status:
             raise EngineFault(f"{self._path!r} failed with the status {status}")

@@ -16,6 +16,7 @@
  *   object_t *outrider_python(state, ...)      a new function
  *   void outrider_python_close(state)          from now on all calls go to the fallback
  *   void outrider_python_free(state)           the state's memory, when the function is gone
+ *   void outrider_python_double(state, ...)    from now on float64 arrays are taken too; only with OUTRIDER_DOUBLE
  */
 #ifndef OUTRIDER_PYTHON_CALL_H
 #define OUTRIDER_PYTHON_CALL_H
@@ -58,11 +59,11 @@ typedef struct {
 } python_t;
 
 /* A function's state. `features` columns come in, and `columns` go out, as a vector where that is 0. Batches of more
- * than `most` rows are not for this function. A call takes the workspace away while it runs, so that calls side by side
- * have each their own. */
+ * than `most` rows are not for this function. `float64` is NULL until such arrays are taken. A call takes the workspace
+ * away while it runs, so that calls side by side have each their own. */
 typedef struct {
     python_method_t method;
-    object_t *fallback;
+    object_t *fallback, *float64;
     intptr_t features, columns, most;
     void *workspace;
     size_t size;
@@ -95,16 +96,25 @@ static inline void *python_aligned(void *memory) {
 }
 
 static inline int python_fits(const python_state_t *state, const array_t *rows) {
-    return rows->head.type == PYTHON.array_type && rows->dtype == PYTHON.float32 && rows->dimensions == 2 &&
-           rows->shape[1] == state->features && (rows->flags & PYTHON_PLAIN_ARRAY) == PYTHON_PLAIN_ARRAY &&
+    return rows->head.type == PYTHON.array_type && (rows->dtype == PYTHON.float32 || rows->dtype == state->float64) &&
+           rows->dimensions == 2 && rows->shape[1] == state->features && (rows->flags & PYTHON_PLAIN_ARRAY) == PYTHON_PLAIN_ARRAY &&
            rows->shape[0] >= 1 && rows->shape[0] <= state->most;
 }
+
+#ifdef OUTRIDER_DOUBLE
+#define PYTHON_WORKSPACE(wide, batch) ((wide) ? outrider_workspace_double(batch) : outrider_workspace(batch))
+#define PYTHON_RUN(wide, ...) ((wide) ? outrider_run_double(__VA_ARGS__) : outrider_run(__VA_ARGS__))
+#else
+#define PYTHON_WORKSPACE(wide, batch) ((void)(wide), outrider_workspace(batch))
+#define PYTHON_RUN(wide, ...) outrider_run(__VA_ARGS__)
+#endif
 
 /* A new array of results; NULL where there is no memory, or where the run failed. */
 static inline object_t *python_run(python_state_t *state, const array_t *rows) {
     intptr_t batch = rows->shape[0], shape[2] = {batch, state->columns};
+    int wide = rows->dtype != PYTHON.float32;
     size_t size;
-    void *workspace = python_take(state, outrider_workspace(batch), &size);
+    void *workspace = python_take(state, PYTHON_WORKSPACE(wide, batch), &size);
     if (!workspace) return NULL;
     PYTHON.retain(PYTHON.float32); /* new_array takes a reference over */
     array_t *result = (array_t *)PYTHON.new_array(PYTHON.array_type, PYTHON.float32, state->columns ? 2 : 1, shape,
@@ -116,7 +126,7 @@ static inline object_t *python_run(python_state_t *state, const array_t *rows) {
     }
     const void *inputs[1] = {rows->data};
     void *outputs[1] = {result->data}, *thread = batch >= PYTHON_LONG_BATCH ? PYTHON.unlock() : NULL;
-    int32_t status = outrider_run(inputs, outputs, batch, python_aligned(workspace));
+    int32_t status = PYTHON_RUN(wide, inputs, outputs, batch, python_aligned(workspace));
     if (thread) PYTHON.lock(thread);
     python_give_back(state, workspace, size);
     if (!status) return &result->head;
@@ -147,6 +157,13 @@ OUTRIDER_API object_t *outrider_python(object_t *state, const python_t *python, 
     };
     return PYTHON.new_function(&made->method, state, owner);
 }
+
+#ifdef OUTRIDER_DOUBLE
+/* `float64` is numpy's, which the state does not keep alive. */
+OUTRIDER_API void outrider_python_double(object_t *state, object_t *float64) {
+    ((python_state_t *)PYTHON.bytes(state))->float64 = float64;
+}
+#endif
 
 OUTRIDER_API void outrider_python_close(object_t *state) { ((python_state_t *)PYTHON.bytes(state))->most = 0; }
 

@@ -35,7 +35,7 @@ _FUNCTIONS = (
 _ARRAY_ABIS = (0x01000009, 0x02000000)  # numpy 1 and 2
 _GET_ABI, _NEW_FROM_DESCR = 0, 94  # places in numpy's table of functions
 _PLAIN = 0x0101  # flags of a C-contiguous, aligned array
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 
 
@@ -80,8 +80,9 @@ def python_function(
 ) -> tuple[MatrixFunction, CallOwner] | None:
     """A built-in function float32 [n, features] -> float32 [n, columns], or [n] where `columns` is 0; and its owner.
 
-    Arguments of any other kind, and more than `most` rows, go to `fallback`, which must not keep the function alive.
-    None where the artifact or the interpreter has no such function.
+    It takes float64 [n, features] too where the artifact does. Arguments of any other kind, and more than `most` rows,
+    go to `fallback`, which must not keep the function alive. None where the artifact or the interpreter has no such
+    function.
     """
     table = _interpreter()
     if table is None or library.address("outrider_python") is None:
@@ -96,6 +97,8 @@ def python_function(
     )
     pointers = (ctypes.c_void_p * len(table))(*table)
     made: MatrixFunction = make(owner.state, ctypes.addressof(pointers), owner, fallback, features, columns, most)
+    if library.doubles and library.address("outrider_python_double") is not None:
+        _function(library, "outrider_python_double", None, ctypes.py_object, ctypes.py_object)(owner.state, _FLOAT64)
     return made, owner
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from outrider.runtime.bundle.manifest import ArtifactEntry, Signature, TensorSpec
-from outrider.runtime.engines.base import Array, Engine, numpy_dtype, tensors
+from outrider.runtime.engines.base import Array, Engine, are_doubles, numpy_dtype, tensors
 from outrider.runtime.errors import EngineFault, EngineMissingError, TargetMismatchError
 
 ALIGNMENT = 64  # bytes, of the workspace and of every array
@@ -30,6 +30,7 @@ class WasmEngine(Engine):
 
     def __init__(self, module: _Module, entry: ArtifactEntry, signature: Signature) -> None:
         self._module: _Module | None = module
+        self.doubles = module.has("outrider_workspace_double") and module.has("outrider_run_double")
         self._path = entry.path
         self._inputs = tensors(entry.inputs, signature.inputs)
         self._outputs = tensors(entry.outputs, signature.outputs)
@@ -53,12 +54,14 @@ class WasmEngine(Engine):
         batch = given[0].shape[0] if given else 1
         outputs = {spec.name: np.empty(_shape(spec, batch), numpy_dtype(spec.dtype)) for spec in self._outputs}
         made = list(outputs.values())
+        suffix = "_double" if are_doubles(given, self._inputs) else ""
         with self._lock:
             if self._module is None:
                 raise EngineFault(f"{self._path!r} was closed")
             for part in _parts(batch, sum(array.nbytes for array in (*given, *made))):
                 rows = part.stop - part.start
-                status = self._module.run([array[part] for array in given], [array[part] for array in made], rows)
+                pieces = [array[part] for array in given], [array[part] for array in made]
+                status = self._module.run(suffix, *pieces, rows)
                 if status:
                     raise EngineFault(f"{self._path!r} failed with the status {status}")
         return outputs
@@ -92,6 +95,10 @@ class _Module:
             raise EngineFault(f"Wasmtime cannot compile {path!r}: {e}") from e
         self._renew()
 
+    def has(self, name: str) -> bool:
+        """Whether the module exports a function of that name."""
+        return isinstance(self._exports.get(name), self._wasmtime.Func)
+
     def call(self, name: str, *arguments: int) -> int:
         """Call a function; its result is taken as unsigned. Raises EngineFault for a trap."""
         function = self._export(name, self._wasmtime.Func)
@@ -101,18 +108,21 @@ class _Module:
             self._renew()
             raise EngineFault(f"{self._path!r} failed: {e}") from e
 
-    def run(self, inputs: Sequence[Array], outputs: Sequence[Array], batch: int) -> int:
-        """Lay all out above what is the module's own, copy in, run, copy out. Returns the status."""
+    def run(self, suffix: str, inputs: Sequence[Array], outputs: Sequence[Array], batch: int) -> int:
+        """Lay all out above what is the module's own, copy in, run, copy out. Returns the status.
+
+        `suffix` is that of the functions' names: `_double` for float64 inputs.
+        """
         arrays = (*inputs, *outputs)
         pointers = 4 * len(arrays)
-        sizes = [*(array.nbytes for array in arrays), pointers, self.call("outrider_workspace", batch)]
+        sizes = [*(array.nbytes for array in arrays), pointers, self.call(f"outrider_workspace{suffix}", batch)]
         *places, table, workspace, end = _places(self._heap_base(), sizes)
         self._reserve(end)
         start = self._memory_start()
         for place, array in zip((table, *places), (np.array(places, "<u4"), *inputs), strict=False):
             ctypes.memmove(start + place, array.ctypes.data, array.nbytes)
         ins, outs = table, table + 4 * len(inputs)
-        status = self.call("outrider_run", _signed(ins), _signed(outs), batch, _signed(workspace))
+        status = self.call(f"outrider_run{suffix}", _signed(ins), _signed(outs), batch, _signed(workspace))
         start = self._memory_start()
         for place, array in zip(places[len(inputs) :], outputs, strict=True):
             ctypes.memmove(array.ctypes.data, start + place, array.nbytes)

@@ -7,6 +7,8 @@
 | GET | /v2/models/{slot}[/versions/{v}] | model metadata |
 | GET | /v2/models/{slot}[/versions/{v}]/ready | this slot serves |
 | POST | /v2/models/{slot}[/versions/{v}]/infer | inference |
+
+A compiled tree ensemble takes FP64 in place of FP32, and decides on it as the source model does.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ class Routes:
         infer = decode_request(request.body)
         with self._models.lease(call.slot) as live, self._turn(request.deadline):
             _check_version(call, live)
-            inputs = _decode_inputs(infer, live.manifest)
+            inputs = _decode_inputs(infer, live.manifest, doubles=live.session.takes_doubles)
             rows = _rows(inputs)
             ids = row_ids(infer, rows)
             try:
@@ -217,9 +219,10 @@ def _check_version(call: _Call, live: Live) -> None:
         raise NotFoundError(f"slot {call.slot!r} serves version {live.manifest.version!r}, not {call.version[:128]!r}")
 
 
-def _decode_inputs(infer: InferRequest, manifest: Manifest) -> dict[str, Array]:
+def _decode_inputs(infer: InferRequest, manifest: Manifest, *, doubles: bool) -> dict[str, Array]:
     """The request's arrays, with datatypes checked where the protocol can say it better than the session."""
-    model = {spec.name: (datatype_of(spec.dtype),) for spec in manifest.signature.inputs}
+    wide = {"float32": ("FP64",)} if doubles else {}
+    model = {spec.name: (datatype_of(spec.dtype), *wide.get(spec.dtype, ())) for spec in manifest.signature.inputs}
     raw = {} if manifest.features is None else {c.name: _RAW_TYPES[c.kind] for c in manifest.features.columns}
     return {tensor.name: _decode_input(tensor, model, raw) for tensor in infer.inputs}
 
