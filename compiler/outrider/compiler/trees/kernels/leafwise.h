@@ -64,9 +64,11 @@ INLINE void leafwise_sets(const uint64_t *set, const leafwise_at_t *classes, uin
 }
 
 /* A shape is an expression, given in LEAFWISE_EACH_LOW or _HIGH with its number of nodes, for the leaf numbers of 64
- * rows. In it nodes count in preorder. FIRST is the number of the cluster's first leaf, EXIT(e) what exit e leads to. */
+ * rows. In it nodes count in preorder, and leaves from the cluster's first, to which all numbers of a lowest cluster
+ * start out equal. PAIR is a node over two leaves, EXIT(e) what exit e leads to. */
 #define LEAFWISE_GOES_RIGHT(node) leafwise_right(rows, at->position + (node), at->column + (node))
-#define LEAFWISE_FIRST first
+#define LEAFWISE_LEAF(leaf) first
+#define LEAFWISE_PAIR(node, leaf) LEAFWISE_COUNT(first, node, first, 1)
 #define LEAFWISE_COUNT(left, node, right, leaves) \
     _mm512_mask_add_epi8(left, LEAFWISE_GOES_RIGHT(node), right, ranks_opaque(_mm512_set1_epi8(leaves)))
 #define LEAFWISE_EXIT(number) _mm512_load_si512(rows + at->exit[number])
@@ -177,7 +179,7 @@ INLINE void leafwise_columns(const float *rows, uint32_t count, float *copy, uin
 #if LEAFWISE_CATEGORY_GROUP_COUNT
     categories_fill(rows, LEAFWISE_STRIDE, LEAFWISE_CATEGORY_GROUPS, LEAFWISE_CATEGORY_GROUP_COUNT,
                     LEAFWISE_CATEGORY_FEATURES, LEAFWISE_CLASSES, data);
-    leafwise_sets(LEAFWISE_SHARED_SET, LEAFWISE_SHARED_CLASSES, LEAFWISE_SHARED_COUNT, data,
+    leafwise_sets(LEAFWISE_SHARED_SET, LEAFWISE_SHARED_SET_CLASSES, LEAFWISE_SHARED_COUNT, data,
                   data + LEAFWISE_SHARED_SETS, 1);
 #endif
 }

@@ -17,7 +17,7 @@ LANES = 4  # features that are transposed together
 
 def rank_files() -> dict[str, str]:
     """The templates that kernels on ranks need beside their own."""
-    return {name: template(name) for name in ("ranks.h", "finish_batch.h")}
+    return {name: template(name) for name in ("ranks.h", "columns.h", "finish_batch.h")}
 
 
 def bounds_file(quantised: Quantised) -> dict[str, str]:
