@@ -67,13 +67,15 @@ class KernelSource:
     The header defines `size_t PREFIX_workspace(int64_t batch)` and `void PREFIX_run(const float *rows,
     float *results, int64_t batch, void *workspace)`, both static and fit for every batch of one row or more;
     every other name it brings starts with the prefix, too. `scratch` is the most bytes of workspace that a batch of
-    1024 rows needs.
+    1024 rows needs. `portable`: the sources compile for every architecture, so that a build for this machine can be
+    tested in place of one that this machine cannot run.
     """
 
     files: dict[str, str]
     include: str
     prefix: str
     scratch: int
+    portable: bool = False
 
 
 class Kernel(Protocol):
