@@ -13,23 +13,15 @@ from dataclasses import dataclass
 from outrider.compiler.trees.categories import CategoryBits, category_bits
 from outrider.compiler.trees.clusters import Cluster, Cutter, choose_shapes, nodes_of
 from outrider.compiler.trees.fixed import FixedPoint, fixed_point
-from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.forest import Forest, once_a_forest
 from outrider.compiler.trees.quantise import Quantised, quantise
 
 USUAL_GROUP = 8  # trees whose clusters are sorted together
+# For the choice of shapes, in cycles a register: a node of a lowest cluster, of others, a cluster, a shape's loop.
+_LOW_COST, _HIGH_COST, _CLUSTER_COST, _LOOP_COST = 1.4, 2.4, 2.5, 3.0
 _SHARED_COLUMNS, _SHARED_USES = 64, 4  # sets that are made into columns once for all trees: how many, from what use
 
 Set = tuple[int, int]  # place of the feature, bits
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Cycles a register, for the choice of shapes: a node of a lowest cluster, of others, a cluster, a shape's loop."""
-
-    low: float
-    high: float
-    cluster: float
-    loop: float
 
 
 @dataclass(frozen=True)
@@ -53,12 +45,13 @@ class Layout:
     fixed: FixedPoint
 
 
-def lay_out_leafwise(forest: Forest, costs: Costs) -> Layout:
+@once_a_forest
+def lay_out_leafwise(forest: Forest) -> Layout:
     """Cut a forest of single leaf values whose categories fit into bytes."""
     cutters = [Cutter(tree) for tree in forest.trees]
-    loop = costs.loop * len(forest.trees) / USUAL_GROUP
+    loop = _LOOP_COST * len(forest.trees) / USUAL_GROUP
     small = Counter(shape for cutter in cutters for shape in cutter.small())
-    low = {shape for shape, count in small.items() if count * nodes_of(shape) * (costs.high - costs.low) > loop}
+    low = {shape for shape, count in small.items() if count * nodes_of(shape) * (_HIGH_COST - _LOW_COST) > loop}
     clusters = tuple(tuple(cutter.cut(low)) for cutter in cutters)
     others = Counter(one.shape for each in clusters for one in each if one.rank)
     swapped = [frozenset().union(*(one.swapped for one in each)) for each in clusters]
@@ -67,7 +60,7 @@ def lay_out_leafwise(forest: Forest, costs: Costs) -> Layout:
         forest=forest,
         order=tuple(sorted(range(len(forest.trees)), key=lambda number: forest.trees[number].output or 0)),
         low=tuple(sorted(low)),
-        high=choose_shapes(others, lambda shape: nodes_of(shape) * costs.high + costs.cluster, 2 * loop),
+        high=choose_shapes(others, lambda shape: nodes_of(shape) * _HIGH_COST + _CLUSTER_COST, 2 * loop),
         clusters=clusters,
         numbers=tuple(map(number_leaves, clusters)),
         quantised=quantise(forest, swapped),

@@ -4,10 +4,10 @@
 
 #include <stdint.h>
 
-/* Bounds of one feature, from `table` on. `lane`: the feature's place in its group of four. `kind`: levels of the search,
- * or for ranks.h 16 times as many, plus the pairs of registers of the last one. `left`, `right`: where the ranks go, as
- * byte offsets, with missing values as 0 and as 255; `not_left`, `not_right`: where their complements go. A column that
- * no node reads may share a dummy. */
+/* Bounds of one feature, from `table` on. `lane`: the feature's place in its group of four. `kind`: the levels of their
+ * search; for ranks.h 16 times as many, plus the pairs of registers of the last one. `left`, `right`: where the ranks
+ * go, as byte offsets, with missing values as 0 and as 255; `not_left`, `not_right`: where their complements go. A
+ * column that no node reads may share a dummy. */
 typedef struct { uint32_t table, left, right, not_left, not_right; uint16_t lane, kind; } ranks_chunk_t;
 
 /* Four neighbouring features, from `first`, and how many chunks they have. */

@@ -9,7 +9,7 @@ from outrider.compiler.trees.categories import why_not
 from outrider.compiler.trees.forest import LEAF, Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.leafwise_tables import LeafwiseOptions, LeafwiseTables
-from outrider.compiler.trees.leafwise_layout import Layout, lay_out_leafwise
+from outrider.compiler.trees.leafwise_layout import lay_out_leafwise
 from outrider.runtime.target import Target
 
 MAX_LEAVES = 256  # leaf numbers are bytes
@@ -21,13 +21,11 @@ class Leafwise:
     name = "leafwise"
     serves: frozenset[Role] = frozenset(("batch",))
     isa = "x86-64-v4-vbmi"
-    block = _REGISTER
+    block = 64
 
     tables: ClassVar[type[LeafwiseTables]] = LeafwiseTables
     choices: ClassVar[tuple[LeafwiseOptions, ...]] = (LeafwiseOptions(1, 8), LeafwiseOptions(2, 4))
-
-    def __init__(self) -> None:
-        self._laid_out: tuple[Forest, Layout] | None = None
+    portable: ClassVar[bool] = False
 
     def refuses(self, forest: Forest) -> str | None:
         """Large trees, leaf vectors, too many classes of categories."""
@@ -41,7 +39,7 @@ class Leafwise:
     def cost(self, forest: Forest) -> Mapping[Role, float]:
         """Each node and some more a tree, for 64 rows."""
         nodes = 2.6 * forest.splits.sum() + 1.0 * forest.category_splits.sum() + 25 * len(forest.trees)
-        return {"batch": 3 * forest.features + nodes / _REGISTER}
+        return {"batch": 3 * forest.features + nodes / self.tables.lanes}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """More registers share loads, fewer leave more of L1 to a group's slots."""
@@ -50,12 +48,11 @@ class Leafwise:
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Cut, sort, and write the tables down."""
         chosen = LeafwiseOptions(**{key: int(options.get(key, value)) for key, value in vars(self.choices[0]).items()})
-        if self._laid_out is None or self._laid_out[0] is not forest:
-            self._laid_out = (forest, lay_out_leafwise(forest, self.tables.costs))
-        tables = self.tables(self._laid_out[1], chosen)
+        tables = self.tables(lay_out_leafwise(forest), chosen)
         return KernelSource(
             files=tables.files(),
             include=tables.templates[0],
             prefix=tables.prefix.lower(),
             scratch=tables.scratch,
+            portable=self.portable,
         )

@@ -16,7 +16,7 @@ from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import FixedPoint
 from outrider.compiler.trees.forest import CATEGORY
 from outrider.compiler.trees.kernels.ranks import LANES, bounds_file, rank_files, rank_tables, records
-from outrider.compiler.trees.leafwise_layout import Costs, Layout, Set
+from outrider.compiler.trees.leafwise_layout import Layout, Set
 from outrider.compiler.trees.quantise import NEVER, Quantised, on_slots
 
 One = TypeVar("One")
@@ -54,7 +54,6 @@ class LeafwiseTables:
         *("leafwise.h", "categories.h", "planes.h", "fixed.h", "fixed_batch.h", "gather.h"),
     )
     lanes: ClassVar[int] = 64  # rows a register
-    costs: ClassVar[Costs] = Costs(low=1.4, high=2.4, cluster=2.5, loop=3.0)
     class_columns: ClassVar[int] = 1  # a feature with categories
 
     def __init__(self, layout: Layout, options: LeafwiseOptions) -> None:
