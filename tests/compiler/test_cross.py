@@ -28,7 +28,7 @@ from outrider.runtime.errors import ToolchainError
 from outrider.runtime.golden import check_golden
 from outrider.runtime.target import Libc, Target
 from outrider.targets import board_of, boards, emulate, get_target
-from outrider.targets.emulate import find_emulator, run_native
+from outrider.targets.emulate import run_native
 
 pytestmark = pytest.mark.system
 
@@ -150,7 +150,7 @@ def test_a_compiled_bundle_gives_its_golden_outputs(table, emulated, tmp_path, n
     wanted = decode_npy(bundle.read(golden.outputs["score"]))
     for record, entry in zip(shipped, bundle.manifest.artifacts, strict=True):
         cpu = emulator.cpu_with(entry.needs.features)
-        assert f"; verified under {find_emulator(emulator)} -cpu {cpu}, not measured" in record.reason
+        assert f"; verified under {emulator.program} -cpu {cpu}, not measured" in record.reason
         found = run_native(entry, bundle.read(entry.path), inputs, target, bundle.manifest.signature)
         assert np.allclose(found["score"], wanted, rtol=golden.rtol, atol=golden.atol)
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from outrider.compiler.trees.categories import category_bits
+from outrider.compiler.trees.fixed import fixed_point
 from outrider.compiler.trees.kernels import ISA_LEVELS, KERNELS, kernel
 from outrider.compiler.trees.kernels.leafwise import Leafwise
 from outrider.runtime.probe import host_target
@@ -23,7 +25,6 @@ FORESTS: dict[str, dict[str, Any]] = {
     "numbers": {"trees": 13, "leaves": 150, "features": 3, "bounds": 600, "missing": "zero", "tiny_is_zero": True},
     "categories": {
         **{"trees": 30, "leaves": 60, "features": 7, "categories": (3, 200, 9), "outputs": 3, "base": np.zeros(3)},
-        # No transform: QEMU before 8 fails on conversions of floats in vectors of RVV.
         **{"negative_fraction_is_zero": True, "precision": "float64"},
     },
 }
@@ -65,8 +66,9 @@ def cases(forests: Any) -> dict[str, Any]:
     for which, settings in FORESTS.items():
         source = forests.random_forest(5, **settings)
         if which == "categories":  # values that fixed point rounds
-            trees = tuple(replace(tree, values=tree.values / 7001.0) for tree in source.trees)
-            source = replace(source, trees=trees)
+            source = replace(source, trees=tuple(replace(tree, values=tree.values / 7.0) for tree in source.trees))
+            assert fixed_point(source).wide
+            assert max(feature.pages for feature in category_bits(source, [set()] * 30).features) > 2
         rows = forests.adversarial(source)[-600:]
         walked = next(forests.run(source, rows, {"kernel": "k2", "lanes": "8"}, ()))
         made[which] = source, rows, walked, next(forests.run(source, rows, options_of(here), ()))

@@ -41,7 +41,8 @@ class EmulatedEngine(Engine):
 
     def __init__(self, entry: ArtifactEntry, library: bytes, target: Target, signature: Signature) -> None:
         self._prefix = emulator_command(target, entry.needs.features)
-        self.binding = " ".join(self._prefix[:3]) or "a process"
+        program = [Path(name).name.removesuffix("-static") for name in self._prefix[:1]]
+        self.binding = " ".join((*program, *self._prefix[1:3])) or "a process"
         self._entry, self._target, self._signature = entry, target, signature
         self._folder = tempfile.TemporaryDirectory(prefix="outrider-emulate-")
         folder = Path(self._folder.name)

@@ -44,9 +44,9 @@ static __attribute__((noinline)) void vector_categories(const float *rows, uint3
                 uint32_t bits;
                 __builtin_memcpy(&bits, rows + (size_t)row * FEATURES + group->first + feature->lane, 4);
                 uint32_t position = (uint32_t)category(bits);
-                uint32_t class = VECTOR_CLASSES[feature->classes + (position < feature->positions ? position : 0)];
-                place[row] = (uint8_t)(class >> 3);
-                bit[row] = (uint8_t)(1u << (class & 7));
+                uint32_t one = VECTOR_CLASSES[feature->classes + (position < feature->positions ? position : 0)];
+                place[row] = (uint8_t)(one >> 3);
+                bit[row] = (uint8_t)(1u << (one & 7));
             }
         }
 }
@@ -201,34 +201,22 @@ INLINE void vector_trees(uint8_t *data, vector_sum_t *sums, int registers) {
     }
 }
 
-#define VECTOR_TREES_FOR(registers)                                                                               \
-    static __attribute__((noinline)) void vector_trees_##registers(uint8_t *data, vector_sum_t *sums) {           \
-        vector_trees(data, sums, registers);                                                                      \
-    }
-VECTOR_TREES_FOR(1)
-#if VECTOR_REGISTERS >= 2
-VECTOR_TREES_FOR(2)
-#endif
-#if VECTOR_REGISTERS >= 4
-VECTOR_TREES_FOR(4)
+static __attribute__((noinline)) void vector_trees_1(uint8_t *data, vector_sum_t *sums) { vector_trees(data, sums, 1); }
+static __attribute__((noinline)) void vector_trees_2(uint8_t *data, vector_sum_t *sums) { vector_trees(data, sums, 2); }
+#if VECTOR_REGISTERS == 4
+static __attribute__((noinline)) void vector_trees_4(uint8_t *data, vector_sum_t *sums) { vector_trees(data, sums, 4); }
 #endif
 
 /* In the least number of registers that holds `count` rows. */
 INLINE void vector_evaluate(uint8_t *data, vector_sum_t *sums, uint32_t count) {
-#if VECTOR_REGISTERS >= 4
-    if (count > 2 * VECTOR_BYTES) {
+    if (count <= VECTOR_BYTES)
+        vector_trees_1(data, sums);
+#if VECTOR_REGISTERS == 4
+    else if (count > 2 * VECTOR_BYTES)
         vector_trees_4(data, sums);
-        return;
-    }
 #endif
-#if VECTOR_REGISTERS >= 2
-    if (count > VECTOR_BYTES) {
+    else
         vector_trees_2(data, sums);
-        return;
-    }
-#endif
-    (void)count;
-    vector_trees_1(data, sums);
 }
 
 /* ---- blocks of rows ---- */

@@ -1,7 +1,7 @@
-"""Kernel `leafwise` for any vectors of bytes. The idea is in leafwise_vector.h; here is what differs in its tables.
+"""Kernels `leafwise-…` for vectors of bytes. The idea is in leafwise_vector.h; here is what differs in the tables.
 
-One class an instruction-set level: the sources are the same, but for the size of a vector and the form of the ranks'
-tables, which suits the level's instructions.
+One class an instruction-set level: the templates are the same, and so are the results. What differs is the size of a
+vector, and how bounds are laid out for the search that the level's instructions allow.
 """
 
 from __future__ import annotations
@@ -97,11 +97,9 @@ class _WordTables(VectorTables):
     looks_up = False
 
 
-class LeafwiseSse(Leafwise):
-    """SSSE3, which every machine of the board has."""
+class LeafwiseVector(Leafwise):
+    """What the forms for all levels have in common: vectors of 16 bytes, up to four of them in a block of rows."""
 
-    name = "leafwise-sse"
-    isa = "x86-64-v2"
     block = 22  # a register alone takes 1.4 times its share of four
     tables = VectorTables
     choices = (LeafwiseOptions(4, 8), LeafwiseOptions(2, 8))
@@ -113,8 +111,8 @@ class LeafwiseSse(Leafwise):
         return {"batch": (80 * forest.features + nodes) / self.tables.lanes + 1.5 * len(forest.trees)}
 
 
-class LeafwiseAvx2(LeafwiseSse):
-    """AVX2."""
+class LeafwiseAvx2(LeafwiseVector):
+    """AVX2: vectors of 32 bytes."""
 
     name = "leafwise-avx2"
     isa = "x86-64-v3"
@@ -123,21 +121,28 @@ class LeafwiseAvx2(LeafwiseSse):
     choices = (LeafwiseOptions(4, 4), LeafwiseOptions(2, 8))
 
 
-class LeafwiseNeon(LeafwiseSse):
+class LeafwiseSse(LeafwiseVector):
+    """SSE up to SSSE3, which every machine of the board has."""
+
+    name = "leafwise-sse"
+    isa = "x86-64-v2"
+
+
+class LeafwiseNeon(LeafwiseVector):
     """NEON of 64-bit ARM, which every machine of the board has."""
 
     name = "leafwise-neon"
     isa = "aarch64-neon"
 
 
-class LeafwiseNeon32(LeafwiseSse):
+class LeafwiseNeon32(LeafwiseVector):
     """NEON of 32-bit ARM."""
 
     name = "leafwise-neon32"
     isa = "armv7-neon"
 
 
-class LeafwiseRvv(LeafwiseSse):
+class LeafwiseRvv(LeafwiseVector):
     """RVV, whose look-ups compilers do not reach from vectors of a fixed size: ranks are searched for row by row."""
 
     name = "leafwise-rvv"
@@ -145,7 +150,7 @@ class LeafwiseRvv(LeafwiseSse):
     tables = _WordTables
 
 
-class LeafwiseWasm(LeafwiseSse):
+class LeafwiseWasm(LeafwiseVector):
     """SIMD of WebAssembly."""
 
     name = "leafwise-wasm"

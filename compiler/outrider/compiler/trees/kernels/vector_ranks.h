@@ -6,7 +6,7 @@
  * levels together, then 1, 2, 4 and 8. Where the machine has no such look-ups (VECTOR_LOOKS_UP 0), rows are searched
  * for one by one, eight side by side.
  *
- * Cost model: per chunk and vector 25 instructions for each of the first five levels, then 40, 70 and 120, and 60 around
+ * Cost model: per chunk and vector 25 instructions a level for the first five, then 40, 70 and 120, and 60 around
  * them. Levels wait for each other, so two vectors are searched for together.
  *
  * Rows keep their order; ranks are stored xor 0x80, for signed comparisons. Exactness: keys are integers, hence
@@ -18,7 +18,7 @@
 #include "keys.h"
 #include "vector.h"
 
-#define VECTOR_TOGETHER (VECTOR_REGISTERS > 1 ? 2 : 1) /* vectors */
+#define VECTOR_TOGETHER 2 /* vectors; a block has two or four */
 
 /* Ranks to the columns of a chunk. `missing` is 255 for rows without a value. */
 INLINE void vector_store_ranks(vector_t ranks, vector_t missing, const ranks_chunk_t *chunk, uint8_t *columns) {
