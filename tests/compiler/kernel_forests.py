@@ -20,6 +20,7 @@ from outrider.compiler.trees.rows import rows_from_thresholds
 from outrider.runtime.engines import open_engine
 from outrider.runtime.target import Target
 from outrider.targets import get_target
+from outrider.targets.emulate import EmulatedEngine
 
 Array = np.ndarray
 
@@ -180,10 +181,16 @@ def model_of(source: Forest) -> Model:
 def run(
     source: Forest, rows: Array, options: dict[str, str], batches: Sequence[int] = BATCHES, target: Target | None = None
 ) -> Iterator[Array]:
-    """Results of a plan for all rows at once, then for the first ones in batches."""
-    model = model_of(source)
-    made = backend("native").build(model, Candidate("native", options=options), target or get_target("host"))
+    """Results of a plan for all rows at once, then for the first ones in batches; under QEMU for a foreign target."""
+    model, host = model_of(source), get_target("host")
+    target = target or host
+    made = backend("native").build(model, Candidate("native", options=options), target)
     rows = np.ascontiguousarray(rows, np.float32)
-    with closing(open_engine(made.entry, made.data, model.signature)) as engine:
+    foreign = made.entry.format == "native" and target.arch != host.arch
+    with closing(
+        EmulatedEngine(made.entry, made.data, target, model.signature)
+        if foreign
+        else open_engine(made.entry, made.data, model.signature)
+    ) as engine:
         for size in (len(rows), *batches):
             yield engine.run({"features": np.ascontiguousarray(rows[:size])})[model.computed[0]]

@@ -25,14 +25,16 @@ from outrider.compiler.trees.rows import double_rows_from_thresholds, rows_from_
 from outrider.runtime import load
 from outrider.runtime.bundle import open_bundle
 from outrider.runtime.engines import open_engine
+from outrider.runtime.errors import ToolchainError
 from outrider.runtime.golden import check_golden
 from outrider.runtime.target import Libc, Target
-from outrider.targets import board_of, boards, get_target
+from outrider.targets import board_of, boards, emulate, get_target
 from outrider.targets.emulate import run_native
 
 pytestmark = pytest.mark.system
 
 FOREIGN = [name for name, board in boards().items() if board.arch != get_target("host").arch]
+VECTORS = {"aarch64": "leafwise-neon", "armv7": "leafwise-neon32", "riscv64": "leafwise-rvv", "x86-64": "leafwise-avx2"}
 EMULATED = [name for name in FOREIGN if boards()[name].emulator is not None]
 Array = np.ndarray
 
@@ -169,18 +171,47 @@ def test_a_compiled_bundle_gives_its_golden_outputs(table, emulated, tmp_path, n
     from outrider.runtime.bundle import decode_npy
 
     rows, target_values = table
-    target = emulated(name)
+    target, emulator = emulated(name), boards()[name].emulator
+    assert emulator is not None
     booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(rows, label=target_values > 0), 5)
     report = compile_model(booster, target=name, out=tmp_path / "x.orb", calibration=rows, name="fraud", version="1")
-    chosen = next(record for record in report.candidates if record.rank == 1)
-    assert "not measured" in chosen.reason
-    assert chosen.measured == ()
+    shipped = [record for record in report.candidates if record.rank is not None]
+    assert shipped[0].options["batch"] == VECTORS[name]
+    assert all(record.measured == () for record in shipped)
     bundle = open_bundle(report.path)
-    entry, golden = bundle.manifest.artifacts[0], bundle.manifest.golden
+    golden = bundle.manifest.golden
     inputs = {key: decode_npy(bundle.read(path)) for key, path in golden.inputs.items()}
-    found = run_native(entry, bundle.read(entry.path), inputs, target, bundle.manifest.signature)
     wanted = decode_npy(bundle.read(golden.outputs["score"]))
-    assert np.allclose(found["score"], wanted, rtol=golden.rtol, atol=golden.atol)
+    for record, entry in zip(shipped, bundle.manifest.artifacts, strict=True):
+        cpu = emulator.cpu_with(entry.needs.features)
+        assert f"; verified under {emulator.program} -cpu {cpu}, not measured" in record.reason
+        found = run_native(entry, bundle.read(entry.path), inputs, target, bundle.manifest.signature)
+        assert np.allclose(found["score"], wanted, rtol=golden.rtol, atol=golden.atol)
+
+
+def test_without_an_emulator_the_same_is_shipped_on_the_word_of_a_twin(table, emulated, tmp_path, monkeypatch):
+    rows, target_values = table
+    emulated("armv7")
+    booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(rows, label=target_values > 0), 5)
+    options: dict[str, Any] = {"target": "armv7", "calibration": rows, "name": "fraud", "version": "1"}
+    bundles = []
+    for which in ("here", "missing", "broken"):
+        if which == "missing":
+            monkeypatch.setattr(emulate, "find_emulator", lambda emulator: None)
+        if which == "broken":
+            monkeypatch.undo()
+            monkeypatch.setattr(emulate, "_run", broken)
+        report = compile_model(booster, out=tmp_path / f"{which}.orb", **options)
+        how = "under" if which == "here" else "on the same sources built for this machine"
+        assert all(f"; verified {how}" in record.reason for record in report.candidates if record.rank is not None)
+        bundles.append(open_bundle(report.path))
+    first, *others = ([bundle.read(entry.path) for entry in bundle.manifest.artifacts] for bundle in bundles)
+    assert len(first) == 2
+    assert others == [first, first]
+
+
+def broken(*_: Any) -> bytes:
+    raise ToolchainError("the emulator failed")
 
 
 def test_a_bundle_for_wasm_is_verified_by_its_engine_and_runs_here(table, tmp_path):
@@ -188,13 +219,15 @@ def test_a_bundle_for_wasm_is_verified_by_its_engine_and_runs_here(table, tmp_pa
     booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(rows, label=target_values > 0), 5)
     options: dict[str, Any] = {"calibration": rows, "name": "fraud", "version": "1"}
     report = compile_model(booster, target="wasm32-wasi", out=tmp_path / "x.orb", **options)
-    chosen = report.candidates[0]
-    assert chosen.reason == "the rule for wasm32; verified here, by wasmtime, not measured"
+    first, second = report.candidates[:2]
+    assert first.reason == "the rule for wasm32 with simd128; verified here, by wasmtime, not measured"
+    assert second.reason == "the rule for wasm32; verified here, by wasmtime, not measured"
     assert "verified here, by wasmtime" in report.table()
+    assert [entry.needs.features for entry in report.manifest.artifacts] == [("lime1", "simd128"), ("lime1",)]
     with load(report.path) as session:
         assert session.artifact.format == "wasm"
         assert session.artifact.needs.arch is None
-        assert session.artifact.needs.features == ("lime1",)
+        assert session.artifact.candidate == first.id
         assert check_golden(session, repeats=1).passed
     again = compile_model(booster, target="wasm32-wasi", out=tmp_path / "y.orb", replay_from=report.path, **options)
     assert again.sha256 == report.sha256
@@ -205,6 +238,7 @@ def test_without_the_engine_wasm_is_verified_by_a_twin(table, tmp_path, monkeypa
     booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(rows, label=target_values > 0), 5)
     monkeypatch.setattr("outrider.compiler.search.available", lambda kind: kind != "wasm")
     report = compile_model(booster, target="wasm32-wasi", out=tmp_path / "x.orb", name="fraud", version="1")
-    assert report.candidates[0].reason == (
-        "the rule for wasm32; verified on the same sources built for this machine, not measured"
-    )
+    assert [record.reason for record in report.candidates[:2]] == [
+        f"the rule for wasm32{more}; verified on the same sources built for this machine, not measured"
+        for more in (" with simd128", "")
+    ]

@@ -85,7 +85,8 @@ class Stumps:
             array("uint8_t", "STUMPS_MISSING", np.array([tree.missing_right[0] for tree in forest.trees])),
             sums("STUMPS_VALUES", np.array([values(tree) for tree in forest.trees]), forest),
         )
-        return KernelSource({"stumps.h": TEMPLATE, "stumps_tables.h": tables}, "stumps.h", "stumps", 0)
+        files = {"stumps.h": TEMPLATE, "stumps_tables.h": tables}
+        return KernelSource(files, "stumps.h", "stumps", 0, portable=self.isa == BASELINE)
 '''
 
 
@@ -142,9 +143,9 @@ def test_a_fat_bundle_gives_each_machine_the_first_artifact_that_it_can_run(tabl
     assert [record.outcome for record in ranked] == ["chosen"] + ["shipped"] * (len(ranked) - 1)
     manifest = open_bundle(report.path).manifest
     assert [artifact.candidate for artifact in manifest.artifacts] == [record.id for record in ranked]
-    shipped = {record.options.get("isa", "baseline"): record.id for record in ranked}
-    assert list(shipped)[-1] == "baseline"
-    order = list(ISA_LEVELS)
+    shipped = {record.options.get("isa", BASELINE): record.id for record in ranked}
+    order = [name for name, level in ISA_LEVELS.items() if level.arch == "x86_64"]
+    assert list(shipped) == order[: len(shipped)][::-1]
     for level in order:
         if not set(ISA_LEVELS[level].features) <= set(host_target().features):
             continue
@@ -250,6 +251,17 @@ def test_the_rule_takes_the_cheapest_that_each_level_runs(fakes, payload):
     ]
     assert plans[0].batch.options == (("n", "0"),)
     assert [plan.isa for plan in select.rule(payload, get_target("armv7"), kernels)] == ["baseline"]
+
+
+def test_a_level_that_needs_nothing_takes_the_place_of_the_baseline(fakes, payload):
+    kernels = fakes(
+        _Fake("half", "batch", V3, 1),
+        _Fake("quarter", "batch", "x86-64-v2", 2),
+        _Fake("any", "row batch", "baseline", 9),
+    )
+    plans = select.rule(payload, get_target("x86-64"), kernels)
+    assert [(plan.batch.kernel, plan.isa) for plan in plans] == [("half", V3), ("quarter", "x86-64-v2")]
+    assert [plan.isa for plan in select.rule(payload, get_target("aarch64"), kernels)] == ["baseline"]
 
 
 def test_the_rule_ships_no_kernel_to_another_architecture(fakes, payload):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from outrider.compiler.trees.clusters import (
 )
 from outrider.compiler.trees.fixed import LOW_BITS, fixed_point
 from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, sort_key
+from outrider.compiler.trees.kernels.leafwise_vector import search_planes
+from outrider.compiler.trees.leafwise_layout import number_leaves
 from outrider.compiler.trees.quantise import CHUNK, NO_KEY, Chunk, on_slots, quantise, search_table
 from outrider.compiler.trees.rows import rows_from_thresholds
 
@@ -55,6 +58,24 @@ def test_slots_decide_as_bounds_do(count, seed):
     assert (np.diff(table.slots.astype(int)) > 0).all()
     keys = np.concatenate([bounds - 1, bounds, bounds + 1, [-(2**31), 2**31 - 2]]).astype(np.int32)
     assert np.array_equal(search(chunk, keys)[:, None] > table.slots, keys[:, None] >= bounds)
+
+
+@EXAMPLES
+@given(st.integers(1, 255), st.integers(0, 2**32 - 1))
+def test_bytes_of_bounds_rank_as_bounds_do(count, seed):
+    """The search of vector_ranks.h, step by step on numbers that are put together from their bytes again."""
+    rng = np.random.default_rng(seed)
+    bounds = np.unique(rng.integers(-(2**31) + 1, 2**31 - 1, count)).astype(np.int32)
+    chunk = Chunk(0, bounds, 0, 1)
+    pages = search_planes(chunk).view(np.uint8).reshape(-1, 4, 16) ^ np.array([[0x80], [0x80], [0x80], [0]], np.uint8)
+    tree = np.ascontiguousarray(pages.transpose(0, 2, 1)).view(np.int32).ravel()
+    keys = np.concatenate([bounds - 1, bounds, bounds[bounds < 2**31 - 2] + 1])
+    at = np.ones(len(keys), np.int64)
+    for level in range(chunk.levels):
+        assert ((at >= 1 << level) & (at < 2 << level)).all()
+        at = 2 * at + (keys < tree[at])
+    ranks = (2 << chunk.levels) - 1 - at
+    assert np.array_equal(ranks, np.searchsorted(bounds, keys, side="right"))
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -129,7 +150,9 @@ def test_clusters_are_the_tree(forests, seed, leaves, lean, few):
     clusters = cutter.cut(wanted)
     nodes = [node for cluster in clusters for node in cluster.nodes]
     assert sorted(nodes) == np.flatnonzero(tree.kind != LEAF).tolist()
-    assert sorted(cutter.leaves) == np.flatnonzero(tree.kind == LEAF).tolist()
+    numbers = number_leaves(clusters)
+    assert sorted(numbers) == np.flatnonzero(tree.kind == LEAF).tolist()
+    spans = {leaf: (number, number) for leaf, number in numbers.items()}
     seen: dict[int, int] = {}
     for cluster in clusters:
         assert cluster.shape in every_shape()
@@ -139,6 +162,9 @@ def test_clusters_are_the_tree(forests, seed, leaves, lean, few):
         assert (cluster.rank == 0) == (cluster.shape in wanted and not inner and cluster.rank == 0)
         assert walk(tree, cluster, cluster.shape, iter(cluster.nodes), iter(cluster.exits)) == cluster.root
         seen[cluster.root] = cluster.rank
+        below = [spans[node] for node in cluster.exits]
+        assert all(one[1] + 1 == next_[0] for one, next_ in pairwise(below)), "leaves are numbered from left to right"
+        spans[cluster.root] = below[0][0], below[-1][1]
     if clusters:
         assert clusters[-1].root == 0 or 0 in seen
 

@@ -87,5 +87,17 @@ def test_the_emulated_cpu_has_what_the_artifact_needs_and_no_more(monkeypatch: p
             assert emulate.emulator_command(target, (*target.features, feature))[2] == cpu
         musl = msgspec.structs.replace(target, libc=Libc(kind="musl", version=(1, 2)))
         assert emulate.emulator_command(musl)[-1] == emulator.musl.path
+        with pytest.raises(ToolchainError, match="plays no CPU that has wings"):
+            emulate.emulator_command(target, (*target.features, "wings"))
     with pytest.raises(ToolchainError, match="an engine runs its artifacts"):
         emulate.emulator_command(get_target("wasm32-wasi"))
+
+
+def test_a_failure_of_the_emulator_is_no_fault_of_the_artifact(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-arm-static"
+    program.write_text(
+        f"#!/bin/sh\necho '{program.name}: translate.c:213: f: Assertion `x != NULL` failed.' >&2\nexit 139\n"
+    )
+    program.chmod(0o755)
+    with pytest.raises(ToolchainError, match="the emulator of armv7 failed"):
+        emulate._run([str(program)], b"", get_target("armv7"))

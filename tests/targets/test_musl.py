@@ -104,6 +104,7 @@ def _run_linked(name: str, source: str, inputs: Inputs, folder: Path) -> Array:
     program.chmod(0o755)
     data = [array.tobytes() for array in inputs.values()]
     rows = len(inputs["x"])
-    command = [*emulator_command(get_target(name)), program, "linked", str(rows), *(str(len(part)) for part in data)]
-    done = subprocess.run([*command, "--", str(8 * rows)], input=b"".join(data), capture_output=True, check=True)
+    sizes = [*(str(len(part)) for part in data), "--", str(8 * rows)]
+    command = [*emulator_command(get_target(name)), program, "linked", "", str(rows), *sizes]
+    done = subprocess.run(command, input=b"".join(data), capture_output=True, check=True)
     return np.frombuffer(done.stdout, np.float64)

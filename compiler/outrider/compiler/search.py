@@ -5,8 +5,9 @@ times of the first ones a backend says what is worth building next, and what can
 length, interleaved. For any other target, the written rule of the backend decides, and one artifact is shipped for
 each level of hardware that machines of the target may have, ranked; a device takes the first that it can run.
 
-Nothing is shipped unverified: an artifact that this machine cannot run is checked on a build of the same sources for
-this machine, and where there is no such build, it is left out. A WebAssembly artifact runs wherever its engine does.
+Nothing is shipped unverified: an artifact for another architecture runs under QEMU, and where there is none, a build of
+the same sources for this machine is checked in its place. What nothing on this machine can run is left out. A
+WebAssembly artifact runs wherever its engine does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from outrider.runtime.admission import admissible, need_of
 from outrider.runtime.bundle import CandidateRecord, GoalRecord, Manifest, Measurement, Parity
 from outrider.runtime.engines import available, open_engine
 from outrider.runtime.engines.base import Engine
-from outrider.runtime.errors import BadInputError, GoalUnmetError, UnsupportedError, UsageError
+from outrider.runtime.errors import BadInputError, GoalUnmetError, ToolchainError, UnsupportedError, UsageError
 from outrider.runtime.target import Refusal, Requirements, Target, refuse
 
 Progress = Callable[[str], None]
@@ -74,12 +75,13 @@ class Offer:
 
 @dataclass(frozen=True)
 class Made:
-    """A candidate that was built, in `seconds`, and verified. `engine` runs it, or its twin for this machine."""
+    """A candidate that was built, in `seconds`, and verified: by `engine`, which runs it or its twin, told in `how`."""
 
     built: Built
     parity: Parity
     engine: Engine
     runs_here: bool
+    how: str
     seconds: float
 
     @property
@@ -94,7 +96,7 @@ class Trial:
 
     built: Built
     parity: Parity
-    runs_here: bool
+    how: str
     timing: Timing | None
     goals: tuple[GoalRecord, ...]
 
@@ -236,24 +238,40 @@ def _by_rule(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> t
 
 
 def _make(task: Task, offer: Offer, stack: ExitStack) -> Made | Refusal:
-    """Build, open and verify; why not, where neither the artifact nor a twin of it runs on this machine."""
+    """Build, open and verify; why not, where neither the artifact nor a twin of it runs on this machine.
+
+    An artifact for another architecture runs under emulation; where the emulator is missing or itself fails, its twin
+    for this machine is verified.
+    """
+    from outrider.targets.emulate import EmulatedEngine
+
     task.progress(f"building {offer.candidate.id}")
     begun = time.monotonic()
-    built = twin = offer.backend.build(task.model, offer.candidate, task.target)
+    built, signature = offer.backend.build(task.model, offer.candidate, task.target), task.model.signature
     seconds = time.monotonic() - begun
     foreign = task.target.arch != task.host.arch
+
+    def verified(engine: Engine, how: str, *, runs_here: bool = False) -> Made:
+        stack.enter_context(closing(engine))
+        task.progress(f"verifying {offer.candidate.id}")
+        parity = check_parity(task.model, engine, task.truth, task.samples, candidate=offer.candidate.id)
+        return Made(built, parity, engine, runs_here, how, seconds)
+
     # Where the engine of this machine's own artifacts is missing, opening one says so.
     refusal = admissible(need_of(built.entry), task.host, engines=lambda kind: not foreign or available(kind))
-    runs_here = refusal is None
-    if foreign and not runs_here and offer.backend.recall(task.model, task.host, offer.candidate.options):
-        twin = offer.backend.build(task.model, offer.candidate, task.host)
-        refusal = refuse(twin.entry.needs, task.host)
-    if refusal is not None:
+    if refusal is None:
+        engine = open_engine(built.entry, built.data, signature)
+        return verified(engine, f"here, by {built.entry.package}", runs_here=True)
+    if not foreign:
         return refusal
-    engine = stack.enter_context(closing(open_engine(twin.entry, twin.data, task.model.signature)))
-    task.progress(f"verifying {offer.candidate.id}")
-    parity = check_parity(task.model, engine, task.truth, task.samples, candidate=offer.candidate.id)
-    return Made(built, parity, engine, runs_here, seconds)
+    if built.entry.format == "native":
+        with suppress(ToolchainError):
+            emulated = EmulatedEngine(built.entry, built.data, task.target, signature)
+            return verified(emulated, f"under {emulated.binding}")
+    twin = offer.backend.twin(task.model, offer.candidate, task.host)
+    if twin is None or refuse(twin.entry.needs, task.host) is not None:
+        return refusal
+    return verified(open_engine(twin.entry, twin.data, signature), "on the same sources built for this machine")
 
 
 def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
@@ -270,7 +288,7 @@ def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
         Trial(
             built=one.built,
             parity=one.parity,
-            runs_here=one.runs_here,
+            how=one.how,
             timing=timings.get(one.candidate.id),
             goals=tuple(check_goal(goal, facts[one.candidate.id]) for goal in task.goals),
         )
@@ -391,8 +409,7 @@ def _by_the_rule(task: Task, trial: Trial) -> str:
     whose = f"the rule for {task.target.arch}" + (f" with {' '.join(beyond)}" if beyond else "")
     if trial.timing is not None:
         return whose
-    how = f"here, by {trial.built.entry.package}" if trial.runs_here else "on the same sources built for this machine"
-    return f"{whose}; verified {how}, not measured"
+    return f"{whose}; verified {trial.how}, not measured"
 
 
 def _slower(trial: Trial, chosen: Trial) -> str:

@@ -90,6 +90,13 @@ class Backend(Protocol):
         """Build one candidate; the same arguments give the same bytes. Raises ToolchainError."""
         ...
 
+    def twin(self, model: Model, candidate: Candidate, host: Target) -> Built | None:
+        """The same sources, built for this machine, to verify what is for another architecture.
+
+        None where they are not written for this one. Raises ToolchainError.
+        """
+        ...
+
 
 BACKENDS: dict[str, str] = {
     "native": "outrider.compiler.backends.native:NativeBackend",

@@ -14,7 +14,7 @@ from outrider.compiler.model import Model, OnnxGraph
 from outrider.compiler.trees import select
 from outrider.compiler.trees.emit import artifact_sources
 from outrider.compiler.trees.forest import Forest
-from outrider.compiler.trees.kernels import ISA_LEVELS, Kernel, KernelSource, Role, kernel
+from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, IsaLevel, Kernel, KernelSource, Role, kernel
 from outrider.compiler.trees.narrow import Narrowing, block_rows, narrow
 from outrider.compiler.trees.select import Part, Plan
 from outrider.runtime.target import Requirements, Target
@@ -62,10 +62,18 @@ class NativeBackend:
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Lay out, emit, compile for the level of the candidate."""
-        forest, plan = self._forest(model), select.read_plan(candidate.options)
-        assert plan is not None
+        plan = _plan(candidate)
+        return self._build(model, candidate, plan, target, ISA_LEVELS[plan.isa])
+
+    def twin(self, model: Model, candidate: Candidate, host: Target) -> Built | None:
+        """The sources are portable where those of both kernels are; the twin is for this machine's baseline."""
+        plan = _plan(candidate)
+        portable = all(self._emit(self._forest(model), part).portable for part in (plan.row, plan.batch))
+        return self._build(model, candidate, plan, host, ISA_LEVELS[BASELINE]) if portable else None
+
+    def _build(self, model: Model, candidate: Candidate, plan: Plan, target: Target, level: IsaLevel) -> Built:
+        forest = self._forest(model)
         row, batch = self._emit(forest, plan.row), self._emit(forest, plan.batch)
-        level = ISA_LEVELS[plan.isa]
         sources = artifact_sources(forest, row, batch, plan.crossover, self._narrowing(model))
         wasm = target.arch == "wasm32"
         file = "model.wasm" if wasm else "model.so"
@@ -111,6 +119,12 @@ class NativeBackend:
         if name not in self._kernels:
             self._kernels[name] = kernel(name)
         return self._kernels[name]
+
+
+def _plan(candidate: Candidate) -> Plan:
+    plan = select.read_plan(candidate.options)
+    assert plan is not None
+    return plan
 
 
 def _baseline(target: Target) -> tuple[str, ...]:

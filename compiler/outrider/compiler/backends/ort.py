@@ -43,3 +43,7 @@ class OrtBackend:
             model, candidate, data, file="model.onnx", kind="onnx", package="onnxruntime", triple=None, needs=needs
         )
         return Built(candidate, data, entry)
+
+    def twin(self, model: Model, candidate: Candidate, host: Target) -> Built | None:
+        """The file is the same everywhere."""
+        return self.build(model, candidate, host)

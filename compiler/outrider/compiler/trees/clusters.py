@@ -140,11 +140,6 @@ class Cutter:
             if not self._leaf[node]:
                 self._shapes[node] = self._shape_above(self._shapes[self._left[node]], self._shapes[self._right[node]])
 
-    @property
-    def leaves(self) -> list[int]:
-        """The tree's leaves."""
-        return [node for node in self._order if self._leaf[node]]
-
     def small(self) -> list[int]:
         """Shapes of the largest subtrees that could be lowest clusters."""
         return [self._shapes[node] for node in self._lowest(None)]

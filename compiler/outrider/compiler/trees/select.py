@@ -115,7 +115,8 @@ def rule(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
 
     For each level of the target's architecture, and for each role: the kernel that is reckoned to be the fastest of
     those that serve the role, need no more than the level, and take the forest; with its favourite options. A level
-    that gains no kernel over the one below ships nothing. A device takes the first that it can run.
+    that gains no kernel over the one below ships nothing, nor does one below a level that needs nothing. A device takes
+    the first that it can run.
     """
     plans: dict[str, Plan] = {}
     levels = _levels(target)
@@ -123,6 +124,8 @@ def rule(forest: Forest, target: Target, kernels: Kernels) -> list[Plan]:
         within = {level.name for level in levels[:count]}
         row, batch = (_ranked(role, forest, target, kernels, within)[0] for role in ("row", "batch"))
         plan = _planned(row, batch, kernels)
+        if not ISA_LEVELS[plan.isa].features:
+            plans.clear()
         plans[plan.isa] = plan
     return list(reversed(plans.values()))
 

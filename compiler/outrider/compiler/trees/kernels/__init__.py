@@ -41,6 +41,8 @@ ISA_LEVELS: dict[str, IsaLevel] = {
     level.name: level
     for level in (
         IsaLevel(BASELINE),
+        # What every machine of a board has, for kernels that are written for its architecture.
+        IsaLevel("x86-64-v2", "x86_64"),
         IsaLevel("x86-64-v3", "x86_64", ("x86-64-v3",), ("-mcpu=x86_64_v3",)),
         # Ice Lake and Zen 4 onwards.
         IsaLevel(
@@ -49,12 +51,14 @@ ISA_LEVELS: dict[str, IsaLevel] = {
             ("x86-64-v3", "x86-64-v4", *_VBMI),
             ("-mcpu=x86_64_v4+" + "+".join(_VBMI), "-mprefer-vector-width=512"),
         ),
-        # NEON is in the baseline of aarch64; vectors of SVE have a length that is known on the device only.
+        IsaLevel("aarch64-neon", "aarch64"),
+        # Vectors of SVE have a length that is known on the device only.
         IsaLevel("aarch64-sve", "aarch64", ("sve",), ("-mcpu=generic+sve",)),
         # Float vectors of NEON on 32-bit ARM flush subnormals to zero; integers are exact.
         IsaLevel("armv7-neon", "armv7", ("neon",), ("-mcpu=generic+v7a+neon",)),
-        # RVV 1.0, vectors of 128 bits at least.
-        IsaLevel("riscv64-v", "riscv64", ("v",), ("-mcpu=baseline_rv64+v",)),
+        # RVV 1.0, vectors of 128 bits at least. Loops over floats stay scalar: QEMU before 8 fails on conversions in
+        # vectors, and what it cannot run it cannot verify.
+        IsaLevel("riscv64-v", "riscv64", ("v",), ("-mcpu=baseline_rv64+v", "-fno-vectorize")),
         IsaLevel("wasm32-simd128", "wasm32", ("simd128",), ("-mcpu=lime1+simd128",)),
     )
 }
@@ -67,13 +71,15 @@ class KernelSource:
     The header defines `size_t PREFIX_workspace(int64_t batch)` and `void PREFIX_run(const float *rows,
     float *results, int64_t batch, void *workspace)`, both static and fit for every batch of one row or more;
     every other name it brings starts with the prefix, too. `scratch` is the most bytes of workspace that a batch of
-    1024 rows needs.
+    1024 rows needs. `portable`: the sources compile for every architecture, so that a build for this machine can be
+    tested in place of one that this machine cannot run.
     """
 
     files: dict[str, str]
     include: str
     prefix: str
     scratch: int
+    portable: bool = False
 
 
 class Kernel(Protocol):
@@ -85,7 +91,7 @@ class Kernel(Protocol):
     isa: str
     """The least of ISA_LEVELS that it needs."""
     block: int
-    """Rows that a batch is rounded up to; 1 where it is not."""
+    """How many rows of a large batch take as long as the smallest batch: 1 for a kernel that takes them one by one."""
 
     def refuses(self, forest: Forest) -> str | None:
         """Why the kernel cannot take this forest, in words; None where it can. Every constraint is checked here."""
@@ -110,7 +116,12 @@ class Kernel(Protocol):
 KERNELS: dict[str, str] = {
     "perfect": "outrider.compiler.trees.kernels.perfect:Perfect",
     "leafwise": "outrider.compiler.trees.kernels.leafwise:Leafwise",
-    "shape-avx2": "outrider.compiler.trees.kernels.shape_avx2:ShapeAvx2",
+    "leafwise-avx2": "outrider.compiler.trees.kernels.leafwise_vector:LeafwiseAvx2",
+    "leafwise-sse": "outrider.compiler.trees.kernels.leafwise_vector:LeafwiseSse",
+    "leafwise-neon": "outrider.compiler.trees.kernels.leafwise_vector:LeafwiseNeon",
+    "leafwise-neon32": "outrider.compiler.trees.kernels.leafwise_vector:LeafwiseNeon32",
+    "leafwise-rvv": "outrider.compiler.trees.kernels.leafwise_vector:LeafwiseRvv",
+    "leafwise-wasm": "outrider.compiler.trees.kernels.leafwise_vector:LeafwiseWasm",
     "row": "outrider.compiler.trees.kernels.row:Row",
     "row-masks": "outrider.compiler.trees.kernels.row_masks:RowMasks",
     "row-deep": "outrider.compiler.trees.kernels.row_deep:RowDeep",

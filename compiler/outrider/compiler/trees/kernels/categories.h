@@ -15,10 +15,6 @@
 #include "gather.h"
 #include "ranks.h"
 
-/* A feature: `lane` in its group of four, the class of each position (keys.h) from `classes` on, of which there are
- * `positions`, and where the column of classes goes. */
-typedef struct { uint32_t classes, positions, column; uint16_t lane; } categories_feature_t;
-
 /* Positions of 16 numbers: 0 unknown, 1 missing, c + 2 for category c, as `category` in keys.h. */
 INLINE __m512i categories_positions(const float *floats, uint32_t positions) {
     __m512 x = _mm512_load_ps(floats);

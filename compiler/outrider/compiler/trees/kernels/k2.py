@@ -53,6 +53,7 @@ class K2:
             include="k2.h",
             prefix="k2",
             scratch=rows * _row_bytes(tables),
+            portable=True,
         )
 
 

@@ -16,7 +16,8 @@
  * categories that no other tree has, 3 a cluster, 14 a tree. Ranks: see ranks.h. Memory: 6 to 8 bytes a node, 2 to 4 an
  * exit, 8 a set of 64 classes, 4 or 7 a leaf.
  *
- * Limits: 256 leaves a tree, single leaf values, 256 classes of categories a feature. Rows are rounded up to 64.
+ * Limits: single leaf values, 256 classes of categories a feature. Trees of more than 256 leaves are in parts
+ * (parts.py), whose paths have up to 128 nodes. Rows are rounded up to 64.
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence the same for every batch.
  */
@@ -64,9 +65,11 @@ INLINE void leafwise_sets(const uint64_t *set, const leafwise_at_t *classes, uin
 }
 
 /* A shape is an expression, given in LEAFWISE_EACH_LOW or _HIGH with its number of nodes, for the leaf numbers of 64
- * rows. In it nodes count in preorder. FIRST is the number of the cluster's first leaf, EXIT(e) what exit e leads to. */
+ * rows. In it nodes count in preorder, and leaves from the cluster's first, to which all numbers of a lowest cluster
+ * start out equal. PAIR is a node over two leaves, EXIT(e) what exit e leads to. */
 #define LEAFWISE_GOES_RIGHT(node) leafwise_right(rows, at->position + (node), at->column + (node))
-#define LEAFWISE_FIRST first
+#define LEAFWISE_LEAF(leaf) first
+#define LEAFWISE_PAIR(node, leaf) LEAFWISE_COUNT(first, node, first, 1)
 #define LEAFWISE_COUNT(left, node, right, leaves) \
     _mm512_mask_add_epi8(left, LEAFWISE_GOES_RIGHT(node), right, ranks_opaque(_mm512_set1_epi8(leaves)))
 #define LEAFWISE_EXIT(number) _mm512_load_si512(rows + at->exit[number])
@@ -114,13 +117,13 @@ INLINE void leafwise_trees(uint8_t *data, int32_t *sums, int registers) {
     uint32_t output = LEAFWISE_TREE_OUTPUT(0), since = 0;
     LEAFWISE_UNROLL for (int i = 0; i < registers; i++)
         planes_load(sums + output * words + 64 * i, LEAFWISE_ROWS, &sum[i]);
-    for (uint32_t first = 0; first < TREES; first += LEAFWISE_GROUP) {
+    for (uint32_t first = 0; first < LEAFWISE_TREES; first += LEAFWISE_GROUP) {
         uint32_t own = *at.count++;
         leafwise_sets(at.set, at.classes, own, data, data + LEAFWISE_OWN_SETS, registers);
         at.set += (size_t)own * LEAFWISE_PAGES;
         at.classes += own;
         leafwise_clusters(&at, data, registers);
-        uint32_t end = first + LEAFWISE_GROUP < TREES ? first + LEAFWISE_GROUP : TREES;
+        uint32_t end = first + LEAFWISE_GROUP < LEAFWISE_TREES ? first + LEAFWISE_GROUP : LEAFWISE_TREES;
         for (uint32_t number = first; number < end; number++, at.root++, at.table += PLANES * LEAFWISE_PLANE) {
             if (LEAFWISE_TREE_OUTPUT(number) != output || (FIXED_WIDE && ++since == FIXED_CARRY_EVERY)) {
                 LEAFWISE_UNROLL for (int i = 0; i < registers; i++) {
@@ -177,7 +180,7 @@ INLINE void leafwise_columns(const float *rows, uint32_t count, float *copy, uin
 #if LEAFWISE_CATEGORY_GROUP_COUNT
     categories_fill(rows, LEAFWISE_STRIDE, LEAFWISE_CATEGORY_GROUPS, LEAFWISE_CATEGORY_GROUP_COUNT,
                     LEAFWISE_CATEGORY_FEATURES, LEAFWISE_CLASSES, data);
-    leafwise_sets(LEAFWISE_SHARED_SET, LEAFWISE_SHARED_CLASSES, LEAFWISE_SHARED_COUNT, data,
+    leafwise_sets(LEAFWISE_SHARED_SET, LEAFWISE_SHARED_SET_CLASSES, LEAFWISE_SHARED_COUNT, data,
                   data + LEAFWISE_SHARED_SETS, 1);
 #endif
 }

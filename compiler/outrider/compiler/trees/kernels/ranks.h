@@ -22,18 +22,11 @@
 #include <stdint.h>
 
 #include "bounds.h"
+#include "columns.h"
 #include "common.h"
 
 #define RANKS_ROWS 64
 #define RANKS_TINY 0x0554ad2e /* bits of the last float32 whose size is not above 1e-35 */
-
-/* Bounds of one feature. `lane`: the feature's place in its group of four. `left`, `right`: where the ranks go, as
- * byte offsets, with missing values as 0 and as 255; `kind`: 16 * levels + pairs of registers of the last; `not_left`, `not_right`: where their complements go. A column that
- * no node reads may share a dummy. */
-typedef struct { uint32_t table, left, right, not_left, not_right; uint16_t lane, kind; } ranks_chunk_t;
-
-/* Four neighbouring features, from `first`, and how many chunks they have. */
-typedef struct { uint32_t first, chunks; } ranks_group_t;
 
 /* What varies in how a source reads a number: see Forest. `inverted`: whether any complement is read. */
 typedef struct { int zero_is_missing, tiny_is_zero, inverted; } ranks_rules_t;

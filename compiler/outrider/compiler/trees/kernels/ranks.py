@@ -17,7 +17,7 @@ LANES = 4  # features that are transposed together
 
 def rank_files() -> dict[str, str]:
     """The templates that kernels on ranks need beside their own."""
-    return {name: template(name) for name in ("ranks.h", "finish_batch.h")}
+    return {name: template(name) for name in ("ranks.h", "columns.h", "finish_batch.h")}
 
 
 def bounds_file(quantised: Quantised) -> dict[str, str]:
@@ -38,13 +38,11 @@ def rank_tables(
     quantised: Quantised,
     stride: int,
     search: Callable[[Chunk], NDArray[np.int32]] | None = None,
-    *,
-    inverted: bool = True,
 ) -> str:
     """C definitions of `<prefix>_RANK_GROUPS`, `_GROUP_COUNT` and `_CHUNKS`, for `ranks_fill` on `bounds.h`.
 
-    `stride`: bytes of a virtual column. `inverted`: whether chunks name inverted columns. Ranks that no node reads go
-    to column `quantised.columns`. `search` lays bounds out otherwise, into `<prefix>_RANK_TABLES`.
+    `stride`: bytes of a virtual column. Ranks that no node reads go to column `quantised.columns`. `search` lays bounds
+    out otherwise, into `<prefix>_RANK_TABLES`.
     """
     last = max(forest.features, LANES) - LANES  # the last group starts here, so that no row is read past its end
 
@@ -58,7 +56,7 @@ def rank_tables(
     for first, members in groupby(quantised.chunks, first_of):
         before = len(chunks)
         for chunk in members:
-            columns = (chunk.left, chunk.right, *(chunk.inverted if inverted else ()))
+            columns = (chunk.left, chunk.right, *chunk.inverted)
             offsets = ((quantised.columns if column < 0 else column) * stride for column in columns)
             if search is None:
                 found = search_table(chunk)
