@@ -20,8 +20,8 @@ from outrider.targets import boards, get_target
 FORMS = [name for name in KERNELS if isinstance(kernel(name), Leafwise)]
 BATCHES = (1, 15, 16, 17, 31, 33, 64, 65, 129)
 
-# Trees in parts, few features with chunks of bounds and every strange number; categories in large sets, several outputs,
-# wide values.
+# Trees in parts, few features with chunks of bounds and every strange number; categories in large sets, several
+# outputs, wide values.
 FORESTS: dict[str, dict[str, Any]] = {
     "numbers": {"trees": 13, "leaves": 300, "features": 3, "bounds": 600, "missing": "zero", "tiny_is_zero": True},
     "categories": {
