@@ -27,9 +27,8 @@ RESULTS = Path(__file__).parent.parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 130 where it was stopped, after what it had was written."""
     args = _parser().parse_args(arguments)
-    result = _show_progress(_plan(args))
-    if args.json:
-        write_file(args.json, msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    result = _show_progress(_plan(args), args.json)
+    _save(result, args.json)
     print(markdown(result))
     if result.cells and (args.out or not (result.quick or result.interrupted)):
         _write(result, args.out or RESULTS)
@@ -51,7 +50,20 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _show_progress(plan: Plan) -> Result:
+def _save(result: Result, file: Path | None) -> None:
+    if file is not None:
+        write_file(file, msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+
+
+def _stopped(file: Path | None) -> Result | None:
+    """The run that a file holds, if it was stopped."""
+    if file is None or not file.exists():
+        return None
+    result = msgspec.json.decode(file.read_bytes(), type=Result)
+    return result if result.interrupted else None
+
+
+def _show_progress(plan: Plan, file: Path | None) -> Result:
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # The display must not take CPU time from the races: it is redrawn at each stage, not by a thread of its own.
@@ -62,7 +74,7 @@ def _show_progress(plan: Plan) -> Result:
             progress.update(task, description=what, completed=races)
             progress.refresh()
 
-        return run(plan, tell)
+        return run(plan, tell, lambda result: _save(result, file), _stopped(file))
 
 
 def _write(result: Result, folder: Path) -> None:
@@ -79,7 +91,8 @@ def _write(result: Result, folder: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trees", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="models a and d up to batch 1024, in about 50 s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON, too")
+    whole = "write all figures as JSON, too; a run that was stopped goes on from there"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=whole)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"where the report goes (default: {RESULTS.name}/)")
     parser.add_argument(
         "--models", nargs="+", type=_model, metavar="MODEL", help="only these models, as a, census or b7"

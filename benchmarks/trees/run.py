@@ -26,6 +26,7 @@ from outrider.runtime.errors import UnavailableError
 
 #: Told what is going on; the second argument is how many races are over.
 Tell = Callable[[str, int], None]
+Save = Callable[[Result], None]
 
 _CHECKED_ROWS = 4096
 _CLOSE, _OUTLIERS = 1e-3, 0.01  # a rival's results: at most 1 % of the rows may be off by more than 0.001
@@ -59,30 +60,58 @@ class Plan:
 
 @dataclass
 class _Found:
-    """What a run has found so far."""
+    """What a run has found so far: whole cases. `minutes`: what earlier runs took for theirs."""
 
     cases: list[CaseInfo] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     races: int = 0
+    minutes: float = 0.0
+
+    def add(self, other: _Found | Result) -> None:
+        """Take another one's cases."""
+        self.cases += other.cases
+        self.entries += other.entries
+        self.cells += other.cells
+        self.minutes += other.minutes
 
 
-def run(plan: Plan, tell: Tell) -> Result:
-    """Train, load, race and measure all that the plan says; on Ctrl-C, give what there is."""
+def run(plan: Plan, tell: Tell, save: Save, earlier: Result | None = None) -> Result:
+    """Train, load, race and measure all that the plan says; on Ctrl-C, give the cases that are over.
+
+    After each case, what there is so far is saved. The cases of an earlier run are kept as they are.
+    """
     quiet()
-    start, load = time.monotonic(), os.getloadavg()[0]
-    found, interrupted = _Found(), False
+    found, begin = _Found(), _Begin(time.monotonic(), os.getloadavg()[0])
+    if earlier is not None:
+        found.add(earlier)
+    known = {case.name for case in found.cases}
     try:
         for spec in plan.specs:
-            _run_case(spec, plan, found, tell)
+            if spec.name not in known:
+                found.add(_run_case(spec, plan, lambda what, races: tell(what, found.races + races)))
+                save(_result(plan, found, begin, interrupted=True))
+            found.races += len(plan.batches_of(spec))
     except KeyboardInterrupt:
-        interrupted = True
+        return _result(plan, found, begin, interrupted=True)
+    return _result(plan, found, begin, interrupted=False)
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """When a run began, and the load average then."""
+
+    time: float
+    load: float
+
+
+def _result(plan: Plan, found: _Found, begin: _Begin, *, interrupted: bool) -> Result:
     return Result(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         quick=plan.quick,
         interrupted=interrupted,
-        minutes=round((time.monotonic() - start) / 60, 1),
-        machine=msgspec.structs.replace(this_machine(), load=(round(load, 1), round(os.getloadavg()[0], 1))),
+        minutes=round(found.minutes + (time.monotonic() - begin.time) / 60, 1),
+        machine=msgspec.structs.replace(this_machine(), load=(round(begin.load, 1), round(os.getloadavg()[0], 1))),
         peers=tuple(_peer_info(name) for name in plan.peers),
         cases=tuple(found.cases),
         entries=tuple(found.entries),
@@ -90,20 +119,21 @@ def run(plan: Plan, tell: Tell) -> Result:
     )
 
 
-def _run_case(spec: Spec, plan: Plan, found: _Found, tell: Tell) -> None:
+def _run_case(spec: Spec, plan: Plan, tell: Tell) -> _Found:
     """One model: train it, let each peer load it, race them, and look at the memory of those that took part."""
+    found = _Found()
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as name:
         folder = Path(name)
-        tell(f"{spec.name}: training", found.races)
+        tell(f"{spec.name}: training", 0)
         try:
             case = train(spec, folder)
         except UnavailableError as e:
             found.cases.append(CaseInfo(name=spec.name, shape=spec.shape, description=spec.description, skipped=str(e)))
-            return
+            return found
         found.cases.append(CaseInfo(name=spec.name, shape=spec.shape, description=case.description))
         runners: dict[str, Predict] = {}
         for peer_name in plan.peers:
-            tell(f"{spec.name}: {peer_name} loads it", found.races)
+            tell(f"{spec.name}: {peer_name} loads it", 0)
             entry, predict = _enter(peer_name, case, folder, plan)
             found.entries.append(entry)
             if predict is not None:
@@ -112,6 +142,7 @@ def _run_case(spec: Spec, plan: Plan, found: _Found, tell: Tell) -> None:
             tell(f"{spec.name}: {len(runners)} race at batch {batch}", found.races)
             found.cells += _race(case, runners, batch, plan)
             found.races += 1
+    return found
 
 
 def _enter(name: str, case: Case, folder: Path, plan: Plan) -> tuple[Entry, Predict | None]:

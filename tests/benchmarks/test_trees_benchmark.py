@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from benchmarks.trees import run
 from benchmarks.trees.machine import describe, file_name
 from benchmarks.trees.models import SHAPES, Spec, random_spec, specs
 from benchmarks.trees.peers import PEERS, is_ours, peer
@@ -20,7 +21,7 @@ from benchmarks.trees.plot import plot
 from benchmarks.trees.ratios import GOALS, GOALS_AVX2, best_rival, goal, ratios, worst
 from benchmarks.trees.records import CaseInfo, Cell, Entry, Machine, PeerInfo, Result
 from benchmarks.trees.report import markdown, table
-from benchmarks.trees.run import compare
+from benchmarks.trees.run import Plan, Tell, compare
 from benchmarks.trees.timing import MIN_ROUNDS, race
 
 ROOT = Path(__file__).parents[2]
@@ -266,6 +267,28 @@ def test_a_tiny_run(tmp_path: Path) -> None:
     assert ours.import_mb
     assert "Times as fast as the best peer" in done.stdout
     assert [path.suffix for path in tmp_path.glob("*.md")] == [".md"]
+
+
+def test_a_run_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Result] = []
+
+    def measured(spec: Spec, plan: Plan, tell: Tell) -> run._Found:
+        if spec.name == "b" and not saved[-1].minutes:
+            raise KeyboardInterrupt
+        info = CaseInfo(name=spec.name, shape=spec.shape, description="")
+        cell = Cell(case=spec.name, peer="x", batch=1, ns_min=1, ns_median=1, rounds=3)
+        return run._Found(cases=[info], cells=[cell])
+
+    monkeypatch.setattr(run, "_run_case", measured)
+    plan = Plan(specs=specs(["a", "b"], 1), peers=[], batches=[1], limit_s=1, patience_s=1)
+    stopped = run.run(plan, lambda what, races: None, saved.append)
+    assert stopped.interrupted
+    assert [case.name for case in stopped.cases] == ["a", "a1"] == [cell.case for cell in stopped.cells]
+    saved.append(msgspec.structs.replace(stopped, minutes=5.0))
+    whole = run.run(plan, lambda what, races: None, saved.append, saved[-1])
+    assert not whole.interrupted
+    assert [case.name for case in whole.cases] == ["a", "a1", "b", "b1"]
+    assert whole.minutes == 5.0
 
 
 def test_spec_words() -> None:
