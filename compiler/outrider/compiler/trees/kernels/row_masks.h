@@ -1,4 +1,4 @@
-/* Row-masks: single rows through trees of any shape, all decisions of a tree at once, for AVX-512 with VBMI, BITALG.
+/* Row-masks: single rows through trees of any shape, all decisions of a tree at once, for AVX-512 with VBMI.
  *
  * Idea: to decide 64 nodes takes two loads, a permute and a compare (single.h), less than two steps of a walk. So all
  * nodes of a tree are decided first; then a step of the walk looks the decision of its node up and loads the number of
@@ -6,13 +6,14 @@
  * up to 64 splits, and bytes for large ones. Eight trees of like depth walk interleaved. A leaf's number leads back to
  * itself, so that walks that have arrived stay.
  *
- * Splits on categories come after those on numbers. Their decisions are made for all trees at once, eight in a step: to
- * a forest a feature has up to 256 classes of categories (categories.py), a split is the set of classes that go right,
- * as words for 64 of them, and vpshufbitqmb looks up the row's class in eight words.
+ * Splits on categories come after those on numbers. Their decisions are made for all trees at once: to a forest a
+ * feature has up to 256 classes of categories (categories.py), and each class has a line of bits, one a split. The lines
+ * of the row's classes, or-ed together, are the decisions.
  *
- * Cost model, in cycles: 2 a mask of 64 nodes, 0.4 a split on categories, 1.5 a level, 2 a leaf; 4 a chunk (single.h).
+ * Cost model, in cycles: 2 a mask of 64 nodes, 2 a feature with categories and 512 splits on them, 1.5 a level, 2 a leaf;
+ * 4 a chunk (single.h). Memory: 6 to 8 bytes a node, and for splits on categories a bit a class, of all features'.
  *
- * Limits: 256 columns, single leaf values, 64 features with categories; trees of more than 128 leaves are taken in
+ * Limits: 256 columns, single leaf values, 16 MiB of lines of categories; trees of more than 128 leaves are taken in
  * parts (parts.py).
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence in any order the same.
@@ -33,43 +34,21 @@
 /* ---- decisions on categories ---- */
 
 #if ROW_MASKS_CATEGORY_FEATURES
-/* The class of each feature with categories, a byte each. */
-INLINE __m512i row_masks_classes(const uint32_t *row) {
-    uint8_t classes[64] __attribute__((aligned(64))) = {0};
+/* One bit a split on categories: does the row go right. Each class of each feature has a line of bits for the splits of
+ * all trees, in which other features' splits are 0. */
+INLINE void row_masks_categories(const uint32_t *row, uint8_t *bits) {
+    const uint8_t *line[ROW_MASKS_CATEGORY_FEATURES];
     for (int i = 0; i < ROW_MASKS_CATEGORY_FEATURES; i++) {
         const row_masks_category_t *feature = &ROW_MASKS_CATEGORIES[i];
         uint32_t position = (uint32_t)category(row[feature->feature]);
-        classes[i] = ROW_MASKS_CLASSES[feature->classes + (position < feature->positions ? position : 0)];
+        uint32_t one = ROW_MASKS_CLASSES[feature->classes + (position < feature->positions ? position : 0)];
+        line[i] = ROW_MASKS_LINES + (size_t)ROW_MASKS_LINE_BYTES * (feature->first_line + one);
     }
-    return _mm512_load_si512(classes);
-}
-
-/* The words of eight sets that have the rows' classes, of up to 64 * ROW_MASKS_PAGES: `own` is a class in the low byte. */
-INLINE __m512i row_masks_words(const uint64_t *set, __m512i own) {
-    __m512i word = _mm512_load_si512(set);
-    (void)own;
-#if ROW_MASKS_PAGES > 1
-    word = _mm512_mask_load_epi64(word, _mm512_test_epi64_mask(own, _mm512_set1_epi64(64)), set + 8);
-#endif
-#if ROW_MASKS_PAGES > 2
-    __m512i high = _mm512_load_si512(set + 16);
-    high = _mm512_mask_load_epi64(high, _mm512_test_epi64_mask(own, _mm512_set1_epi64(64)), set + 24);
-    word = _mm512_mask_mov_epi64(word, _mm512_test_epi64_mask(own, _mm512_set1_epi64(128)), high);
-#endif
-    return word;
-}
-
-/* One bit a set: is the row's class in it. The class goes to the lowest byte of the set's word; the others are not
- * looked at. */
-INLINE void row_masks_sets(const uint32_t *row, uint8_t *bits) {
-    const __m512i classes = row_masks_classes(row);
-    const __mmask64 lowest = 0x0101010101010101u;
-    for (uint32_t i = 0; i < ROW_MASKS_SET_BLOCKS; i++) {
-        __m512i feature = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(ROW_MASKS_SET_FEATURES + 8 * i)));
-        __m512i own = _mm512_maskz_permutexvar_epi8(lowest, feature, classes);
-        __m512i word = row_masks_words(ROW_MASKS_SETS + 8 * ROW_MASKS_PAGES * i, own);
-        __mmask64 inside = _mm512_bitshuffle_epi64_mask(word, own);
-        bits[i] = (uint8_t)_pext_u64(_cvtmask64_u64(inside), lowest);
+    for (size_t at = 0; at < ROW_MASKS_LINE_BYTES; at += 64) {
+        __m512i right = _mm512_load_si512(line[0] + at);
+        for (int i = 1; i < ROW_MASKS_CATEGORY_FEATURES; i++)
+            right = _mm512_or_si512(right, _mm512_load_si512(line[i] + at));
+        _mm512_store_si512(bits + at, right);
     }
 }
 #endif
@@ -166,12 +145,12 @@ INLINE void row_masks_trees(single_ranks_t ranks, const row_masks_trees_t *kind,
 
 static size_t row_masks_workspace(int64_t batch) {
     (void)batch;
-    return ROUND_UP(SINGLE_BYTES) + ROUND_UP(ROW_MASKS_SET_BLOCKS + 32) + ROW_MASKS_DECISION_BYTES;
+    return ROUND_UP(SINGLE_BYTES) + ROUND_UP(ROW_MASKS_LINE_BYTES + 32) + ROW_MASKS_DECISION_BYTES;
 }
 
 static void row_masks_run(const float *rows, float *results, int64_t batch, void *workspace) {
     uint8_t *scratch = workspace, *bits = scratch + ROUND_UP(SINGLE_BYTES);
-    uint8_t *decisions = bits + ROUND_UP(ROW_MASKS_SET_BLOCKS + 32);
+    uint8_t *decisions = bits + ROUND_UP(ROW_MASKS_LINE_BYTES + 32);
     for (size_t i = 0; i < ROW_MASKS_DECISION_BYTES; i++) decisions[i] = 0; /* bytes that leaves read are 0 or 1 */
     for (int64_t done = 0; done < batch; done++) {
         const uint32_t *row = (const uint32_t *)rows + (size_t)done * FEATURES;
@@ -179,7 +158,7 @@ static void row_masks_run(const float *rows, float *results, int64_t batch, void
         single_fill(row, scratch);
         single_ranks_t ranks = single_load(scratch);
 #if ROW_MASKS_CATEGORY_FEATURES
-        row_masks_sets(row, bits);
+        row_masks_categories(row, bits);
 #endif
 #if ROW_MASKS_SMALL_GROUPS
         ROW_MASKS_ALL(ROW_MASKS_SMALL)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.trees import categories
-from outrider.compiler.trees.categories import PAGE, category_bits
+from outrider.compiler.trees.categories import MAX_CLASSES, CategoryFeature, category_bits
 from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import FixedPoint, fixed_point
-from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree
+from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, Forest, Tree, once_a_forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.ranks import records
 from outrider.compiler.trees.kernels.single import MAX_COLUMNS, scratch, single_files
@@ -22,7 +22,8 @@ from outrider.runtime.target import Target
 
 _WORD = 64  # nodes
 _MAX_LEAVES = 128  # so that numbers of splits and leaves are bytes
-_SETS = 8  # in a block
+_BYTE = 8  # splits on categories; a tree's begin with a byte
+_MAX_LINES = 16 << 20  # bytes
 _TOGETHER = 8  # trees
 _AHEAD = 2  # times as many are decided before they walk
 _LINE = 64
@@ -37,24 +38,25 @@ class RowMasks:
     block = 1
 
     def refuses(self, forest: Forest) -> str | None:
-        """Large trees, leaf vectors, many virtual columns or classes of categories."""
+        """Paths too long, leaf vectors, many virtual columns or classes of categories."""
         if forest.leaf_vectors:
             return "leaves are vectors"
         if not can_part(forest, _MAX_LEAVES):
             return f"a tree of more than {_MAX_LEAVES} leaves has a path of more than half as many splits"
         if reason := categories.why_not(forest):
             return reason
-        found = category_bits(forest, [frozenset()] * len(forest.trees)).features
-        if len(found) > _WORD:
-            return f"{len(found)} features have categories, of {_WORD} at most"
+        lines = sum(map(_classes, _category_features(forest))) * -(-int(forest.category_splits.sum()) // _BYTE)
+        if lines > _MAX_LINES:
+            return f"decisions on categories take {lines} bytes, of {_MAX_LINES} at most"
         columns = ranks_of(forest).columns
         return f"it has {columns} virtual columns, of {MAX_COLUMNS} at most" if columns > MAX_COLUMNS else None
 
     def cost(self, forest: Forest) -> Mapping[Role, float]:
-        """Each column; each word of a tree's mask, its sets of categories, and the levels of the walk."""
+        """Each column; each line of decisions on categories; each word of a tree's mask, and the levels of the walk."""
         words = int((forest.splits // _WORD + 1).sum())
-        trees = 5 * words + 0.5 * forest.category_splits.sum() + 1.6 * forest.depths.sum()
-        return {"row": 4 * len(ranks_of(forest).chunks) + float(trees)}
+        lines = len(_category_features(forest)) * int(forest.category_splits.sum()) / (_BYTE * _LINE)
+        trees = 5 * words + 1.6 * float(forest.depths.sum())
+        return {"row": 4 * len(ranks_of(forest).chunks) + 3 * lines + trees}
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One."""
@@ -73,8 +75,23 @@ class RowMasks:
             },
             include="row_masks.h",
             prefix="row_masks",
-            scratch=scratch(forest, quantised) + tables.blocks + tables.decisions + 2 * _LINE,
+            scratch=scratch(forest, quantised) + tables.line + tables.decisions + 2 * _LINE,
         )
+
+
+@once_a_forest
+def _category_features(forest: Forest) -> tuple[CategoryFeature, ...]:
+    return category_bits(forest, [frozenset()] * len(forest.trees)).features
+
+
+def _classes(feature: CategoryFeature) -> int:
+    """How many classes a feature has."""
+    return int(feature.classes.max()) + 1
+
+
+def _positions(feature: CategoryFeature) -> int:
+    """How many positions have a class of their own."""
+    return len(feature.classes)
 
 
 def _is_small(tree: Tree) -> bool:
@@ -87,8 +104,8 @@ def _is_small(tree: Tree) -> bool:
 class _Laid:
     """A tree's tables: `columns` and `positions` of its nodes, `children` and leaf `values` by number.
 
-    Splits on numbers come first, then those on categories, then leaves. `record`: the first of its blocks of sets, its
-    output, how many splits on numbers it has, where walks start, the first leaf.
+    Splits on numbers come first, then those on categories, then leaves. `record`: the first byte of its
+    decisions on categories, its output, how many splits on numbers it has, where walks start, the first leaf.
     """
 
     columns: NDArray[np.uint8]
@@ -124,7 +141,7 @@ class _Tables:
     def __init__(self, forest: Forest, quantised: Quantised, fixed: FixedPoint) -> None:
         self._forest, self._quantised, self._fixed = forest, quantised, fixed
         self._categories = category_bits(forest, [frozenset()] * len(forest.trees))
-        self._sets: list[tuple[int, int]] = []  # place of the feature, bits; in whole blocks
+        self._sets: list[tuple[int, int]] = []  # place of the feature, bits of its classes; in whole bytes
         depths = forest.depths.tolist()
         by_depth = sorted(range(len(depths)), key=depths.__getitem__)
         small = [number for number in by_depth if _is_small(forest.trees[number])]
@@ -137,20 +154,15 @@ class _Tables:
             kind.levels = [max(own[first : first + _TOGETHER]) for first in range(0, len(own), _TOGETHER)]
 
     @property
-    def blocks(self) -> int:
-        """Blocks of sets."""
-        return len(self._sets) // _SETS
+    def line(self) -> int:
+        """Bytes of a line of decisions on categories."""
+        return -(-len(self._sets) // (_BYTE * _LINE)) * _LINE
 
     @property
     def decisions(self) -> int:
         """Bytes that the decisions of some groups take, and what walks that have arrived read behind them."""
         tree = max(8 if kind.words == 1 else _WORD * kind.words for kind in self._kinds)
         return _AHEAD * _TOGETHER * tree + 2 * _MAX_LEAVES
-
-    @property
-    def _pages(self) -> int:
-        """Words of a set: 1, 2 or 4."""
-        return 1 << (max((one.pages for one in self._categories.features), default=1) - 1).bit_length()
 
     def _kind(self, name: str, numbers: list[int]) -> _Kind:
         trees = [self._forest.trees[number] for number in numbers]
@@ -168,14 +180,14 @@ class _Tables:
         splits = np.concatenate([numeric, by_category])
         place = np.zeros(tree.nodes, np.int64)
         place[np.concatenate([splits, leaves])] = np.arange(tree.nodes)
-        laid = self._empty(kind, (self.blocks, tree.output or 0, len(numeric), int(place[0]), len(splits)))
+        laid = self._empty(kind, (len(self._sets) // _BYTE, tree.output or 0, len(numeric), int(place[0]), len(splits)))
         laid.columns[: len(numeric)] = self._quantised.column[number][numeric]
         laid.positions[: len(numeric)] = self._quantised.position[number][numeric]
         for side, below in enumerate((tree.left, tree.right)):
             laid.children[2 * place[splits] + side] = place[below[splits]]
         laid.values[: len(leaves)] = tree.values[tree.payload[leaves], 0]
         self._sets += [self._categories.sets[number][node] for node in by_category.tolist()]
-        self._sets += [(0, 0)] * (-len(self._sets) % _SETS)
+        self._sets += [(0, 0)] * (-len(self._sets) % _BYTE)
         return laid
 
     @staticmethod
@@ -191,9 +203,8 @@ class _Tables:
         sizes = {
             "LEAF_WORDS": 2 if self._fixed.wide else 1,
             "CATEGORY_FEATURES": len(self._categories.features),
-            "SET_BLOCKS": self.blocks,
+            "LINE_BYTES": self.line,
             "DECISION_BYTES": self.decisions,
-            "PAGES": self._pages,
         }
         return header(
             "The tables of the kernel row-masks, for one forest.",
@@ -204,23 +215,32 @@ class _Tables:
         )
 
     def _category_tables(self) -> list[str]:
-        rows, begin = [], 0
-        for one in self._categories.features:
-            rows.append((one.feature, begin, len(one.classes)))
-            begin += len(one.classes)
-        classes = [one.classes for one in self._categories.features]
-        places = np.array([place for place, _ in self._sets], np.int64)
-        words = [[bits >> PAGE * page & ((1 << PAGE) - 1) for page in range(self._pages)] for _, bits in self._sets]
-        sets = np.array(words, np.uint64).reshape(-1, _SETS, self._pages).transpose(0, 2, 1)
+        found = self._categories.features
+        positions, classes = ([0, *np.cumsum([count(one) for one in found])] for count in (_positions, _classes))
+        rows = [
+            (one.feature, *places)
+            for one, *places in zip(found, positions, classes, map(_positions, found), strict=False)
+        ]
         return [
-            "typedef struct { uint32_t feature, classes, positions; } row_masks_category_t;",
+            "typedef struct { uint32_t feature, classes, first_line, positions; } row_masks_category_t;",
             "#if ROW_MASKS_CATEGORY_FEATURES",
             records("row_masks_category_t", "ROW_MASKS_CATEGORIES", rows),
-            array("uint8_t", "ROW_MASKS_CLASSES", np.concatenate([np.zeros(0, np.uint8), *classes])),
-            array("uint64_t", "ROW_MASKS_SETS", sets),
-            array("uint8_t", "ROW_MASKS_SET_FEATURES", places),
+            array(
+                "uint8_t", "ROW_MASKS_CLASSES", np.concatenate([np.zeros(0, np.uint8), *(one.classes for one in found)])
+            ),
+            array("uint8_t", "ROW_MASKS_LINES", np.concatenate([np.zeros((0, self.line), np.uint8), *self._lines()])),
             "#endif",
         ]
+
+    def _lines(self) -> Iterator[NDArray[np.uint8]]:
+        """By feature, a line for each class: which splits on that feature it goes right at, uint8 [classes, line]."""
+        places = np.array([place for place, _ in self._sets], np.int64)
+        sets = b"".join(bits.to_bytes(MAX_CLASSES // 8, "little") for _, bits in self._sets)
+        right = np.unpackbits(np.frombuffer(sets, np.uint8).reshape(-1, MAX_CLASSES // 8), axis=1, bitorder="little")
+        for place, feature in enumerate(self._categories.features):
+            own = np.zeros((_classes(feature), _BYTE * self.line), np.uint8)
+            own[:, : len(places)] = (right[:, : len(own)] * (places == place)[:, None]).T
+            yield np.packbits(own, axis=1, bitorder="little")
 
     def _kind_tables(self, kind: _Kind) -> list[str]:
         name = f"ROW_MASKS_{kind.name}"
