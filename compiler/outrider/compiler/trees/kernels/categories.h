@@ -1,10 +1,11 @@
-/* Categories of 64 rows -> columns of decisions: which rows go right at a split, 255 or 0 a row. AVX-512 with BITALG.
+/* Categories of 64 rows -> columns of decisions: which rows go right at a split, not 0 or 0 a row. AVX-512 with VBMI and
+ * BITALG.
  *
  * Idea: to a forest, categories that no split tells apart are one *class* (categories.py), so that a feature has few.
- * A row's class is looked up once. A split is the set of classes that go right, one bit each, and vpshufbitqmb looks
- * up 64 rows in one instruction. More than 64 classes are several pages: the set has a word for each, and a row counts
- * in the page that its class is in. The columns are such as ranks.h makes, so that splits on categories and on numbers
- * look the same to what comes after.
+ * A row's class is looked up once. A split is the set of classes that go right, one bit each, in 1, 2 or 4 words. In a
+ * word vpshufbitqmb looks up 64 rows at once. In more, a byte permute finds the byte that a class is in, and an and its
+ * bit, for which each feature has two columns instead of one. The columns of decisions are such as ranks.h makes, so
+ * that splits on categories and on numbers look the same to what comes after.
  *
  * Order of rows: that of ranks.h. Limits: 256 classes a feature, of which two are for unknown and missing categories.
  */
@@ -38,32 +39,35 @@ INLINE __m512i categories_classes(const float *floats, const categories_feature_
     return _mm512_packus_epi16(_mm512_packus_epi32(found[0], found[1]), _mm512_packus_epi32(found[2], found[3]));
 }
 
-/* Columns of classes of 64 rows, `stride` floats apart. */
-static __attribute__((noinline, unused)) void categories_fill(const float *rows, size_t stride,
-                                                              const ranks_group_t *group, uint32_t groups,
-                                                              const categories_feature_t *feature,
-                                                              const uint8_t *classes, uint8_t *columns) {
+/* Columns of classes of 64 rows, `stride` floats apart. For sets of several words (`pages`) a feature has two: the byte
+ * of a set that a class is in, and `next` bytes on, the bit. */
+INLINE void categories_fill(const float *rows, size_t stride, const ranks_group_t *group, uint32_t groups,
+                            const categories_feature_t *feature, const uint8_t *classes, uint8_t *columns, int pages,
+                            size_t next) {
     float values[4 * RANKS_ROWS] __attribute__((aligned(64)));
+    const __m512i bits = _mm512_set1_epi64((long long)0x8040201008040201u);
     for (const ranks_group_t *end = group + groups; group < end; group++) {
         ranks_transpose(rows + group->first, stride, values);
-        for (const categories_feature_t *last = feature + group->chunks; feature < last; feature++)
-            _mm512_store_si512(columns + feature->column,
-                               categories_classes(values + RANKS_ROWS * feature->lane, feature, classes));
+        for (const categories_feature_t *last = feature + group->chunks; feature < last; feature++) {
+            __m512i own = categories_classes(values + RANKS_ROWS * feature->lane, feature, classes);
+            __m512i place = _mm512_and_si512(_mm512_srli_epi16(own, 3), _mm512_set1_epi8(31));
+            __m512i bit = _mm512_shuffle_epi8(bits, _mm512_and_si512(own, _mm512_set1_epi8(7)));
+            _mm512_store_si512(columns + feature->column, pages == 1 ? own : place);
+            if (pages > 1) _mm512_store_si512(columns + feature->column + next, bit);
+        }
     }
 }
 
-/* Which of 64 rows, given by their classes, are in a set of `pages` words. */
-INLINE __mmask64 categories_in(const uint64_t *set, __m512i classes, int pages) {
-    __mmask64 in = _mm512_bitshuffle_epi64_mask(_mm512_set1_epi64((long long)set[0]), classes);
-    if (pages == 1) return in;
-    const __m512i page_bits = _mm512_set1_epi8((char)0xc0);
-    __m512i own = _mm512_and_si512(classes, page_bits);
-    in = _mm512_testn_epi8_mask(own, own) & in;
-    for (int page = 1; page < pages; page++) {
-        __mmask64 here = _mm512_cmpeq_epi8_mask(own, _mm512_set1_epi8((char)(page << 6)));
-        in |= here & _mm512_bitshuffle_epi64_mask(_mm512_set1_epi64((long long)set[page]), classes);
-    }
-    return in;
+/* The column of a split, of 64 rows by their classes. */
+INLINE __m512i categories_column(const uint64_t *set, const uint8_t *classes, int pages, size_t next) {
+    __m512i own = _mm512_load_si512(classes), bytes;
+    if (pages == 1)
+        return _mm512_movm_epi8(_mm512_bitshuffle_epi64_mask(_mm512_set1_epi64((long long)set[0]), own));
+    if (pages == 2)
+        bytes = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)set));
+    else
+        bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)set));
+    return _mm512_and_si512(_mm512_permutexvar_epi8(own, bytes), _mm512_load_si512(classes + next));
 }
 
 #endif

@@ -55,13 +55,13 @@ typedef struct {
     const uint8_t *table;
 } leafwise_cursor_t;
 
-/* The columns of the group's own splits on categories. */
+/* The columns of splits on categories. */
 INLINE void leafwise_sets(const uint64_t *set, const leafwise_at_t *classes, uint32_t count, const uint8_t *data,
                           uint8_t *out, int registers) {
     for (; count; count--, set += LEAFWISE_PAGES, classes++, out += LEAFWISE_ROWS)
         LEAFWISE_UNROLL for (int i = 0; i < registers; i++)
-            _mm512_store_si512(out + 64 * i, _mm512_movm_epi8(categories_in(
-                                                 set, _mm512_load_si512(data + *classes + 64 * i), LEAFWISE_PAGES)));
+            _mm512_store_si512(out + 64 * i,
+                               categories_column(set, data + *classes + 64 * i, LEAFWISE_PAGES, LEAFWISE_ROWS));
 }
 
 /* A shape is an expression, given in LEAFWISE_EACH_LOW or _HIGH with its number of nodes, for the leaf numbers of 64
@@ -179,7 +179,7 @@ INLINE void leafwise_columns(const float *rows, uint32_t count, float *copy, uin
                BOUNDS, data, (ranks_rules_t){ZERO_IS_MISSING, TINY_IS_ZERO, 1});
 #if LEAFWISE_CATEGORY_GROUP_COUNT
     categories_fill(rows, LEAFWISE_STRIDE, LEAFWISE_CATEGORY_GROUPS, LEAFWISE_CATEGORY_GROUP_COUNT,
-                    LEAFWISE_CATEGORY_FEATURES, LEAFWISE_CLASSES, data);
+                    LEAFWISE_CATEGORY_FEATURES, LEAFWISE_CLASSES, data, LEAFWISE_PAGES, LEAFWISE_ROWS);
     leafwise_sets(LEAFWISE_SHARED_SET, LEAFWISE_SHARED_SET_CLASSES, LEAFWISE_SHARED_COUNT, data,
                   data + LEAFWISE_SHARED_SETS, 1);
 #endif

@@ -54,7 +54,6 @@ class LeafwiseTables:
         *("leafwise.h", "categories.h", "planes.h", "fixed.h", "fixed_batch.h", "gather.h"),
     )
     lanes: ClassVar[int] = 64  # rows a register
-    class_columns: ClassVar[int] = 1  # a feature with categories
 
     def __init__(self, layout: Layout, options: LeafwiseOptions) -> None:
         self.layout, self._options = layout, options
@@ -121,9 +120,15 @@ class LeafwiseTables:
     # ---- groups of trees ----
 
     @property
+    def class_columns(self) -> int:
+        """Columns that a feature with categories has: for its class, or for the byte of a set that it is in and its bit."""
+        return 1 if self.pages == 1 else 2
+
+    @property
     def pages(self) -> int:
-        """Words of 64 classes that a set takes."""
-        return max((feature.pages for feature in self.layout.categories.features), default=1)
+        """Words of 64 classes that a set takes: 1, 2 or 4."""
+        most = max((feature.pages for feature in self.layout.categories.features), default=1)
+        return 1 << (most - 1).bit_length()
 
     def values_of(self, number: int) -> NDArray[np.float64]:
         """A tree's values [leaves] in the order of their numbers, which is that of insertion."""

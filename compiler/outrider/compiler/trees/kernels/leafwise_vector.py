@@ -42,7 +42,6 @@ class VectorTables(LeafwiseTables):
     prefix = "VECTOR"
     templates = ("leafwise_vector.h", "vector_ranks.h", "vector.h", "columns.h", "fixed.h", "finish_batch.h")
     lanes = 16
-    class_columns = 2
     looks_up: ClassVar[bool] = True  # in tables of 16 bytes
 
     def files(self) -> dict[str, str]:
@@ -83,6 +82,11 @@ class VectorTables(LeafwiseTables):
             array("int64_t" if wide else "int32_t", "VECTOR_VALUES", first << LOW_BITS | second if wide else first),
             array("uint32_t", "VECTOR_OFFSETS", np.cumsum([0, *(one.shape[1] for one in words[:-1])])),
         ]
+
+    @property
+    def class_columns(self) -> int:
+        """Byte and bit."""
+        return 2
 
     @property
     def _set_bytes(self) -> int:
