@@ -1,7 +1,7 @@
 """Every kernel that runs here against the source libraries' own predictions, on models and rows drawn by Hypothesis.
 
-By default each kernel meets a few models of each library, always the same ones. OUTRIDER_EXAMPLES=50 draws as many,
-other ones in every run.
+By default each kernel meets a few models of each library, always the same ones. With OUTRIDER_EXAMPLES=50 it meets so
+many, other ones in every run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from outrider.compiler.backends import backend
 from outrider.compiler.model import Model
-from outrider.compiler.trees.forest import Forest
+from outrider.compiler.trees.forest import NUMERIC, Forest
 from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, KERNELS, kernel
 from outrider.runtime.engines import open_engine
 from outrider.runtime.engines.base import Engine
@@ -33,10 +33,9 @@ HOST = get_target("host")
 OURS = [name for name in KERNELS if ISA_LEVELS[kernel(name).isa].arch in (None, HOST.arch)]
 SIZES = (1, 63, 64, 65, 2, 31, 129)
 
-FEW = 4
-EXAMPLES = int(os.environ.get("OUTRIDER_EXAMPLES", FEW))
+EXAMPLES = os.environ.get("OUTRIDER_EXAMPLES")
 SETTINGS = settings(
-    max_examples=EXAMPLES,
+    max_examples=int(EXAMPLES or 4),
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a recipe is short already, and every attempt is a build
     suppress_health_check=list(HealthCheck),
@@ -44,12 +43,8 @@ SETTINGS = settings(
 
 
 def repeatably(name: str) -> Callable[[Any], Any]:
-    """The settings, and draws that depend on `name` alone."""
-
-    def wrap(test: Any) -> Any:
-        return SETTINGS(test if "OUTRIDER_EXAMPLES" in os.environ else seed(zlib.crc32(name.encode()))(test))
-
-    return wrap
+    """The settings, and draws that depend on `name` alone, unless other ones are asked for."""
+    return lambda test: SETTINGS(test if EXAMPLES else seed(zlib.crc32(name.encode()))(test))
 
 
 def runs_here(name: str) -> bool:
@@ -157,3 +152,45 @@ def test_two_kernels_share_an_artifact(library: str, source_models: ModuleType) 
             check(source_models, engine, model, source, same_bytes=False)
 
     agrees()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_shapes_are_what_they_are_called(library: str, source_models: ModuleType) -> None:
+    """So that the models above reach what kernels treat apart."""
+    assert set(LIBRARIES) == set(source_models.VARIANTS)
+    by_category = library != "forests"
+    for shape, limits in source_models.SHAPES.items():
+        recipe = source_models.Recipe(
+            library=library,
+            shape=shape,
+            task="regression",
+            variant=next(iter(source_models.VARIANTS[library])),
+            trees=limits.trees,
+            gaps=True,
+            seed=1,
+        )
+        _, forest = source_models.read(recipe.train())
+        assert bool(forest.category_splits.any()) == (by_category and bool(limits.categories)), shape
+        assert forest.depths.max() == limits.levels or not limits.levels, shape
+        assert (forest.splits.max() >= 256) == (shape in ("large", "many categories")), shape
+        assert (widest(forest) > 255) == (limits.features > 256), shape
+        if shape == "many thresholds" and library != "histogram":  # which knows 255 bins at most
+            assert most_thresholds(forest) > 255, shape
+        if shape == "many categories" and by_category:
+            splits = [split for tree in forest.trees for split in tree.categories]
+            assert max(max(split.right | split.left) for split in splits) > 64
+
+
+def widest(forest: Forest) -> int:
+    """The last feature that is looked at."""
+    return max(int(tree.feature.max()) for tree in forest.trees)
+
+
+def most_thresholds(forest: Forest) -> int:
+    """Different bounds of the feature that has most."""
+    bounds = {
+        (int(feature), int(bound))
+        for tree in forest.trees
+        for feature, bound in zip(tree.feature[tree.kind == NUMERIC], tree.bound[tree.kind == NUMERIC], strict=True)
+    }
+    return max(sum(feature == one for feature, _ in bounds) for one in range(forest.features))
