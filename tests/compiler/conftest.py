@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -97,15 +98,27 @@ def agree_on_doubles() -> Callable[..., Narrowing]:
     return check
 
 
-@pytest.fixture(scope="session")
-def forests() -> ModuleType:
-    """The module `kernel_forests`, which lies beside: random forests for kernels, and what runs them."""
-    spec = importlib.util.spec_from_file_location("kernel_forests", Path(__file__).with_name("kernel_forests.py"))
+def _beside(name: str) -> ModuleType:
+    """A module that lies in this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def forests() -> ModuleType:
+    """The module `kernel_forests`: random forests for kernels, and what runs them."""
+    return _beside("kernel_forests")
+
+
+@pytest.fixture(scope="session")
+def source_models() -> ModuleType:
+    """The module `source_models`: models of every source library from short recipes, and rows for them."""
+    return _beside("source_models")
 
 
 @pytest.fixture(scope="session")

@@ -121,13 +121,16 @@ def _embedded(ctype: str, name: str, values: NDArray[Any]) -> str:
 
 
 def _unpack(files: Mapping[str, str]) -> dict[str, str | bytes]:
-    """The files, and the bytes that `_embedded` has packed into them as files of their own."""
+    """The files, and the bytes that `_embedded` has packed into them as files of their own.
+
+    A byte comes before them, since Clang refuses a file that starts as text of another encoding does: 0xfffe, say.
+    """
     unpacked: dict[str, str | bytes] = {}
 
     def take_out(match: re.Match[str]) -> str:
         name, text = match.groups()
-        unpacked[f"{name}.bin"] = base64.b64decode(text)
-        return f'#embed "{name}.bin"'
+        unpacked[f"{name}.bin"] = b"\n" + base64.b64decode(text)
+        return f'#embed "{name}.bin" clang::offset(1)'
 
     for file, text in files.items():
         unpacked[file] = re.sub(rf"^{_EMBED}(\w+):(\S+)$", take_out, text, flags=re.MULTILINE)
