@@ -236,7 +236,7 @@ def test_a_bundle_for_wasm_is_verified_by_its_engine_and_runs_here(table, tmp_pa
 def test_without_the_engine_wasm_is_verified_by_a_twin(table, tmp_path, monkeypatch):
     rows, target_values = table
     booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(rows, label=target_values > 0), 5)
-    monkeypatch.setattr("outrider.compiler.search.available", lambda kind: kind != "wasm")
+    monkeypatch.setattr("outrider.compiler.making.available", lambda kind: kind != "wasm")
     report = compile_model(booster, target="wasm32-wasi", out=tmp_path / "x.orb", name="fraud", version="1")
     assert [record.reason for record in report.candidates[:2]] == [
         f"the rule for wasm32{more}; verified on the same sources built for this machine, not measured"

@@ -181,7 +181,7 @@ def test_a_level_of_wasm_is_verified_by_the_engine_or_left_out(table, newcomer, 
     with load(report.path) as session:
         assert session.artifact.needs.features == ("lime1", "simd128")
         assert check_golden(session, repeats=1).passed
-    monkeypatch.setattr("outrider.compiler.search.available", lambda kind: kind != "wasm")
+    monkeypatch.setattr("outrider.compiler.making.available", lambda kind: kind != "wasm")
     report = compile_model(booster, target="wasm32-wasi", out=tmp_path / "y.orb", **NAMED)
     reasons = {record.id: record.reason for record in report.candidates}
     assert "cannot be verified (engine: needs wasmtime, found not installed)" in reasons["native-stumps-wasm32-simd128"]

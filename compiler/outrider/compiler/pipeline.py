@@ -16,7 +16,8 @@ from outrider.compiler.golden import GoldenFiles, make_golden
 from outrider.compiler.model import Model
 from outrider.compiler.report import Report
 from outrider.compiler.samples import Samples, make_samples
-from outrider.compiler.search import Outcome, Progress, Task, replay, search
+from outrider.compiler.search import Outcome, replay, search
+from outrider.compiler.task import Progress, Task
 from outrider.compiler.verify import source_truth
 from outrider.runtime import __version__
 from outrider.runtime.bundle import (

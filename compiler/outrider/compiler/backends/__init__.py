@@ -72,7 +72,7 @@ class Backend(Protocol):
         ...
 
     def explore(self, model: Model, target: Target, bench: Workbench) -> None:
-        """Build what may be the fastest on the target, which is this machine. At least one that can be shipped."""
+        """Build what may be the fastest on the target, which is this machine, among it what can be shipped."""
         ...
 
     def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
@@ -84,6 +84,13 @@ class Backend(Protocol):
 
     def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
         """The candidate with these options, which may come from a manifest; None where there is none such."""
+        ...
+
+    def faithful(self, model: Model, target: Target) -> Candidate | None:
+        """What does as the source does, step by step, however slowly; None where there is no such.
+
+        It is for models on which others do not come close enough, such as where the source's own rounding is large.
+        """
         ...
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:

@@ -46,9 +46,12 @@ class NativeBackend:
         if len(plans) > 1:
             times = bench.times()
             alone = zip(plans, self._offer(model, plans), strict=True)
-            best = select.together(self._kernel, {plan: times[candidate.id] for plan, candidate in alone})
+            known = {plan: times[candidate.id] for plan, candidate in alone if candidate.id in times}
+            if not select.serve_both(self._kernel, known):
+                return
+            best = select.together(self._kernel, known)
             seconds = max(seconds, bench.build(self._offer(model, [best])))
-        if seconds <= _QUICK_S:
+        if 0 < seconds <= _QUICK_S:
             bench.build(self._offer(model, select.variants(best, forest, target, self._kernel)))
 
     def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
@@ -59,6 +62,10 @@ class NativeBackend:
         """Kernels that take the forest, with options of theirs, at the level that they need."""
         plan = select.recognise(options, self._forest(model), target, self._kernel)
         return None if plan is None else self._offer(model, [plan])[0]
+
+    def faithful(self, model: Model, target: Target) -> Candidate | None:
+        """K2, which adds as the source does."""
+        return self._offer(model, [select.plainest(self._forest(model), target, self._kernel)])[0]
 
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Lay out, emit, compile for the level of the candidate."""

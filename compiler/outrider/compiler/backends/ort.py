@@ -34,6 +34,10 @@ class OrtBackend:
         """The one candidate."""
         return next((one for one in self.rule(model, target) if one.options == options), None)
 
+    def faithful(self, model: Model, target: Target) -> Candidate | None:
+        """The source is ONNX Runtime itself."""
+        return None
+
     def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
         """Pass the file through."""
         assert isinstance(model.payload, OnnxGraph)

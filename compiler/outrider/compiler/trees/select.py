@@ -186,7 +186,18 @@ def _pair(row: Part, batch: Part, kernels: Kernels, crossover: int) -> Plan:
     return Plan(row, batch, isa, 0 if row == batch else crossover)
 
 
+def plainest(forest: Forest, target: Target, kernels: Kernels) -> Plan:
+    """The last kernel of KERNELS alone, which takes every forest everywhere and adds in the source's order."""
+    part = _variants(list(KERNELS)[-1], forest, target, kernels)[0]
+    return _pair(part, part, kernels, 0)
+
+
 # ---- by measurement ----
+
+
+def serve_both(kernels: Kernels, plans: Iterable[Plan]) -> bool:
+    """Whether there is a kernel for rows and one for batches among those that were measured alone."""
+    return {role for plan in plans for role in kernels(plan.row.kernel).serves} == {"row", "batch"}
 
 
 def together(kernels: Kernels, times: Times) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from outrider.compiler.trees.categories import why_not
+from outrider.compiler.trees import categories, fixed
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.leafwise_tables import LeafwiseOptions, LeafwiseTables
@@ -32,7 +32,7 @@ class Leafwise:
             return "leaves are vectors"
         if not can_part(forest, MAX_LEAVES):
             return f"a path is longer than half of {MAX_LEAVES}, the leaves of a part of a tree"
-        return why_not(forest)
+        return fixed.why_not(forest, wide=True) or categories.why_not(forest)
 
     def cost(self, forest: Forest) -> Mapping[Role, float]:
         """Each node and some more a tree, for 64 rows."""

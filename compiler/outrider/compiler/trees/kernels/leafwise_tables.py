@@ -121,7 +121,7 @@ class LeafwiseTables:
 
     @property
     def class_columns(self) -> int:
-        """Columns that a feature with categories has: for its class, or for the byte of a set that it is in and its bit."""
+        """Columns of a feature with categories: its class, or the byte of a set that the class is in, and its bit."""
         return 1 if self.pages == 1 else 2
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.compiler.trees.emit import array, defines, header, template
-from outrider.compiler.trees.fixed import fixed_point
+from outrider.compiler.trees.fixed import fixed_point, why_not
 from outrider.compiler.trees.forest import LEAF, Forest, Tree
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.ranks import LANES, bounds_file, rank_files, rank_tables
@@ -43,8 +43,8 @@ class Perfect:
         levels = _levels(forest)
         if levels > _MAX_LEVELS:
             return f"a tree has {levels} levels, and this kernel takes up to {_MAX_LEVELS}"
-        if fixed_point(forest).wide:
-            return "sums need more than 32 bits"
+        if reason := why_not(forest, wide=False):
+            return reason
         columns = ranks_of(forest).columns
         return f"there are {columns} virtual columns, of {MAX_COLUMNS} at most" if columns > MAX_COLUMNS else None
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from outrider.compiler.trees.deep_layout import LANES
 from outrider.compiler.trees.emit import array, defines, header, template
-from outrider.compiler.trees.fixed import fixed_point
+from outrider.compiler.trees.fixed import fixed_point, why_not
 from outrider.compiler.trees.forest import LEAF, Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.deep import ISA, segments
@@ -40,8 +40,8 @@ class Row:
             return "it has splits by category"
         if forest.depths.max() > _DEPTHS[-1]:
             return f"it has {forest.depths.max()} levels, of {_DEPTHS[-1]} at most"
-        if fixed_point(forest).wide:
-            return "its sums need more than 32 bits"
+        if reason := why_not(forest, wide=False):
+            return reason
         columns = ranks_of(forest).columns
         return f"it has {columns} virtual columns, of {_MAX_COLUMNS} at most" if columns > _MAX_COLUMNS else None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees import categories
+from outrider.compiler.trees import categories, fixed
 from outrider.compiler.trees.categories import MAX_CLASSES, CategoryFeature, category_bits
 from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import FixedPoint, fixed_point
@@ -43,7 +43,7 @@ class RowMasks:
             return "leaves are vectors"
         if not can_part(forest, _MAX_LEAVES):
             return f"a tree of more than {_MAX_LEAVES} leaves has a path of more than half as many splits"
-        if reason := categories.why_not(forest):
+        if reason := fixed.why_not(forest, wide=True) or categories.why_not(forest):
             return reason
         lines = sum(map(_classes, _category_features(forest))) * -(-int(forest.category_splits.sum()) // _BYTE)
         if lines > _MAX_LINES:
