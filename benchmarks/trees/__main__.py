@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from benchmarks.trees.machine import file_name
+from benchmarks.trees.machine import file_name, this_machine
 from benchmarks.trees.models import EXTRAS, POOL, SHAPES, specs
 from benchmarks.trees.peers import PEERS
 from benchmarks.trees.plot import plot
@@ -55,12 +55,17 @@ def _save(result: Result, file: Path | None) -> None:
         write_file(file, msgspec.json.format(msgspec.json.encode(result)) + b"\n")
 
 
-def _stopped(file: Path | None) -> Result | None:
-    """The run that a file holds, if it was stopped."""
+def _stopped(file: Path | None, plan: Plan) -> Result | None:
+    """The run that a file holds, if it was stopped, and was one of this machine and for the same contenders."""
     if file is None or not file.exists():
         return None
     result = msgspec.json.decode(file.read_bytes(), type=Result)
-    return result if result.interrupted else None
+    if not result.interrupted:
+        return None
+    here = msgspec.structs.replace(this_machine(), load=result.machine.load)
+    if (result.machine, result.quick, [one.name for one in result.peers]) != (here, plan.quick, list(plan.peers)):
+        raise SystemExit(f"{file} is a run of another machine or of other contenders: remove it, or name another file")
+    return result
 
 
 def _show_progress(plan: Plan, file: Path | None) -> Result:
@@ -74,7 +79,7 @@ def _show_progress(plan: Plan, file: Path | None) -> Result:
             progress.update(task, description=what, completed=races)
             progress.refresh()
 
-        return run(plan, tell, lambda result: _save(result, file), _stopped(file))
+        return run(plan, tell, lambda result: _save(result, file), _stopped(file, plan))
 
 
 def _write(result: Result, folder: Path) -> None:

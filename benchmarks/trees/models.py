@@ -186,7 +186,7 @@ def _fit_lightgbm(spec: Spec, data: Data, path: Path) -> tuple[Any, Callable[[Fl
 def _fit_sklearn(spec: Spec, data: Data, path: Path) -> tuple[Any, Callable[[Floats], Any]]:
     from sklearn.ensemble import RandomForestClassifier
 
-    forest = RandomForestClassifier(spec.trees, n_jobs=-1, random_state=spec.seed)
+    forest = RandomForestClassifier(spec.trees, n_jobs=_TRAINING_THREADS, random_state=spec.seed)
     forest.fit(data.rows, data.target)
     forest.set_params(n_jobs=None)
     path.write_bytes(pickle.dumps(forest))

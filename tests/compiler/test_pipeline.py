@@ -177,6 +177,20 @@ def test_a_failed_parity_writes_no_bundle(table, booster, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("target", ["host", "aarch64"])
+def test_where_adding_in_another_order_shows_the_source_is_followed_step_by_step(tmp_path, target):
+    """XGBoost adds in float32, tree by tree: of targets in the thousands that may show where results are near zero."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2000, 6)).astype(np.float32)
+    matrix = xgboost.DMatrix(rows, (rows[:, 0] + rng.normal(size=2000)) * 1e6)
+    booster = xgboost.train({"max_depth": 6, "eta": 0.1, "nthread": 1}, matrix, 100)
+    report = compile_model(booster, target=target, out=tmp_path / "x.orb", name="x", version="1")
+    outcomes = {record.id: record for record in report.candidates if record.backend == "native"}
+    assert [key for key, record in outcomes.items() if record.rank == 1] == ["native-k2-lanes8"]
+    others = [record for record in outcomes.values() if record.rank is None]
+    assert any("disagrees with the source model" in record.reason for record in others)
+
+
 def test_goals(table, booster, tmp_path):
     rows, target = table
     data = {"features": rows, "label": (target > 0).astype(float)}

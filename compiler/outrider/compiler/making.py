@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 from outrider.compiler.backends import Backend, Candidate, Times
-from outrider.compiler.measure import Run, compare
+from outrider.compiler.measure import CROSSOVERS, Run, compare
 from outrider.compiler.model import Array
 from outrider.compiler.task import Made, Task
 from outrider.compiler.verify import check_parity
@@ -24,8 +24,7 @@ from outrider.runtime.errors import ParityError, ToolchainError, UnsupportedErro
 from outrider.runtime.target import Refusal, refuse
 
 _ROUNDS = 5  # of the brief measurements between which candidates are built
-_BETWEEN = (8, 16, 32, 64)  # batch sizes at which the kernels for rows and for batches meet
-_SIZES = {"row": (1, *_BETWEEN), "batch": (*_BETWEEN, 1024), None: (1, *_BETWEEN, 1024)}
+_SIZES = {"row": (1, *CROSSOVERS), "batch": (*CROSSOVERS, 1024), None: (1, *CROSSOVERS, 1024)}
 
 
 class Bench:

@@ -13,6 +13,8 @@ from outrider.compiler.model import Array
 from outrider.runtime.bundle import Measurement
 
 BATCHES = (1, 64, 1024)
+CROSSOVERS = (8, 16, 32, 64)  # batch sizes at which parts of an artifact, for rows and for batches, are measured
+MARGIN = 0.95  # another must take less than this share of the favourite's time, so that noise does not choose
 _ROUNDS = 15
 _LOOP_NS = 400_000  # CPU time of one timed loop
 _SLOWEST_NS = 1_000_000_000  # a batch that would take longer is not measured

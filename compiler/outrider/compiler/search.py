@@ -20,7 +20,7 @@ import numpy as np
 from outrider.compiler.backends import BACKENDS, Backend, Built, backend
 from outrider.compiler.goals import Facts, check_goal
 from outrider.compiler.making import Bench, make, shortest_run
-from outrider.compiler.measure import BATCHES, Timing, measure
+from outrider.compiler.measure import BATCHES, MARGIN, Timing, measure
 from outrider.compiler.model import Array, OnnxGraph
 from outrider.compiler.records import by_rank, left_record, part_record, refused_record, relative_time, trial_record
 from outrider.compiler.task import Made, Task, Trial
@@ -29,8 +29,6 @@ from outrider.runtime.bundle import CandidateRecord, GoalRecord, Manifest
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.errors import BadInputError, GoalUnmetError, ParityError, UnsupportedError, UsageError
 from outrider.runtime.target import Refusal
-
-_MARGIN = 0.95  # a candidate must be this much faster than the rule's, so that noise does not choose
 
 
 @dataclass(frozen=True)
@@ -213,6 +211,6 @@ def _fastest(trials: Sequence[Trial]) -> Trial:
     """By time; the first, which the rule prefers, unless another is clearly faster."""
     best = trials[0]
     for trial in trials[1:]:
-        if relative_time(trial, best) < (_MARGIN if best is trials[0] else 1.0):
+        if relative_time(trial, best) < (MARGIN if best is trials[0] else 1.0):
             best = trial
     return best

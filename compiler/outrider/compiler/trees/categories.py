@@ -86,7 +86,8 @@ def _splits(forest: Forest) -> dict[int, list[CategorySplit]]:
 
 
 def _positions(splits: list[CategorySplit]) -> int:
-    return _FIRST + 1 + max((max(split.right | split.left, default=-1) for split in splits), default=-1)
+    """How many positions have a class: there is always one of a category, so that numbers below 0 are told from it."""
+    return _FIRST + 1 + max((max(split.right | split.left, default=0) for split in splits), default=0)
 
 
 def _classes(splits: list[CategorySplit]) -> NDArray[np.int64]:

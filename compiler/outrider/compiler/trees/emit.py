@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.trees.fixed import fixed_point
+from outrider.compiler.trees.fixed import LOW_BITS, fixed_point
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource
 from outrider.compiler.trees.narrow import Narrowing, block_rows, filter_words, limit_keys, narrow
@@ -58,6 +58,8 @@ def artifact_sources(
     files["forest.h"] = _forest_header(forest)
     files["narrow_tables.h"] = _narrow_header(narrowing or narrow(forest, "float32"))
     files["kernels.h"] = _kernels_header(row, batch, crossover)
+    for name in row.files.keys() & batch.files.keys():
+        assert row.files[name] == batch.files[name], f"two kernels want {name} to be different files"
     return _unpack({**files, **row.files, **batch.files})
 
 
@@ -163,6 +165,7 @@ def _forest_header(forest: Forest) -> str:
         "NEGATIVE_FRACTION_IS_ZERO": int(forest.negative_fraction_is_zero),
         "EXACT_CATEGORIES": int(forest.exact_categories),
         "FIXED_WIDE": int(fixed.wide),
+        "FIXED_LOW_BITS": LOW_BITS,
         **{name.upper(): number for number, name in enumerate(_TRANSFORMS)},
     }
     return header(

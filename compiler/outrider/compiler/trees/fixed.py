@@ -70,8 +70,8 @@ def fixed_point(forest: Forest) -> FixedPoint:
         return FixedPoint(0, wide=True, fits=False)
     # One unit a tree is kept free for what rounding adds.
     exponent = min(_floor_log2((1 << _BITS) - 1 - len(forest.trees), most), _MOST_EXPONENT) if most > 0 else 0
-    wide = _is_seen(forest, float(np.ldexp(1.0, -exponent)))
-    return FixedPoint(exponent, wide, fits=not (wide and _is_seen(forest, float(np.ldexp(1.0, -exponent - LOW_BITS)))))
+    wide = _is_seen(forest, exponent)
+    return FixedPoint(exponent, wide, fits=not (wide and _is_seen(forest, exponent + LOW_BITS)))
 
 
 def why_not(forest: Forest, *, wide: bool) -> str | None:
@@ -88,13 +88,15 @@ def _floor_log2(numerator: float, denominator: float) -> int:
     return int(exponent) - int(other) - (1 if above < below else 0)
 
 
-def _is_seen(forest: Forest, unit: float) -> bool:
-    """Whether the rounding of values to such a unit could show in results.
+def _is_seen(forest: Forest, exponent: int) -> bool:
+    """Whether the rounding of values to a unit of 2^-exponent could show in results.
 
     A source that adds in double is held to the worst case. One that adds in float32 rounds at random itself, so
     here, too, it suffices that what rounding adds up to is all but certain not to be seen.
     """
-    trees = len(forest.trees)
+    trees, unit = len(forest.trees), float(np.ldexp(1.0, -exponent))
+    if all((np.ldexp(tree.values, exponent) % 1.0 == 0.0).all() for tree in forest.trees):
+        return False
     error = unit * (0.5 * trees if forest.precision == "float64" else _SURE * _SPREAD * np.sqrt(trees))
     if forest.divisor is not None:
         error /= float(forest.divisor.min())

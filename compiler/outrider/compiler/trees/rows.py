@@ -16,6 +16,7 @@ from outrider.compiler.trees.forest import CATEGORY, NUMERIC, Forest, Tree, key_
 MAX_ROWS = 2048
 _SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e-35, -1e-35, 3.4e38, -3.4e38], np.float32)
 _STRANGE_CATEGORIES = np.array([-1.0, -0.5, 0.5, 1e6, 2.0**24, 3e9], np.float32)
+_NANS = np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)  # of other payloads and signs
 _TINY = float(np.float32(1e-35))  # up to here LightGBM takes a number for zero
 _LAST = 3.4028235677973362e38  # the last double that rounds to a finite float32
 _NEAR_TINY = [_TINY, np.nextafter(_TINY, 0), np.nextafter(_TINY, 1), _TINY * (1 + 1e-8)]
@@ -79,7 +80,7 @@ def _pool(
     else:
         parts.append(_SPECIAL)
     if nan:
-        parts.append(np.full(max(1, sum(map(len, parts)) // 8), np.nan, np.float32))
+        parts += [np.full(max(1, sum(map(len, parts)) // 8), np.nan, np.float32), _NANS]
     if inf:
         parts.append(np.array([np.inf, -np.inf], np.float32))
     return np.concatenate(parts)

@@ -19,12 +19,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from outrider.compiler.measure import CROSSOVERS, MARGIN
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, KERNELS, IsaLevel, Kernel, Role
 from outrider.runtime.target import Target
 
-CROSSOVERS = (8, 16, 32, 64)  # rows, at which kernels are measured
-MARGIN = 0.95  # another must take less than this share of the favourite's time, so that noise does not choose
 WORTH = 1.25  # a kernel is measured up to this ratio to the cheapest: cost models are no better
 
 _ROW_SIZES, _BATCH_SIZES = (1,), (64, 1024)
@@ -236,5 +235,5 @@ def _cost(found: Mapping[int, float], sizes: Iterable[int]) -> float:
 
 def _crossover(row: Mapping[int, float], batch: Mapping[int, float]) -> int:
     """The first size at which the batch kernel is the faster."""
-    faster = (size for size in CROSSOVERS if batch.get(size, math.inf) <= row.get(size, math.inf))
+    faster = (size for size in CROSSOVERS if size in batch and batch[size] <= row.get(size, math.inf))
     return next(faster, CROSSOVERS[-1])

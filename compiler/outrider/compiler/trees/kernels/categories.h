@@ -1,4 +1,4 @@
-/* Categories of 64 rows -> columns of decisions: which rows go right at a split, not 0 or 0 a row. AVX-512 with VBMI and
+/* Categories of 64 rows -> columns of decisions: above 0 where a row goes right at a split. AVX-512 with VBMI and
  * BITALG.
  *
  * Idea: to a forest, categories that no split tells apart are one *class* (categories.py), so that a feature has few.

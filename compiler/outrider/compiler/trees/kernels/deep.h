@@ -42,12 +42,12 @@
  * missing value; both the same where only one direction is in use. */
 INLINE void deep_search(const uint32_t *row, const deep_search_t *search, int levels, uint16_t *ranks) {
     uint32_t bits = row[search->feature], rank = 0;
-    __m512i key = _mm512_set1_epi32(sort_key(bits));
+    const int missing = is_missing(bits);
+    __m512i key = _mm512_set1_epi32(missing ? INT32_MIN : sort_key(bits)); /* a NaN may be above every bound */
     DEEP_UNROLL for (int i = 0; i < levels; i++) {
         __m512i bounds = _mm512_load_si512(DEEP_BOUNDS + search->level[i] + 16 * rank);
         rank = 16 * rank + (uint32_t)__builtin_popcount(_mm512_cmple_epi32_mask(bounds, key));
     }
-    int missing = is_missing(bits);
     ranks[search->column[0]] = missing ? search->missing[0] : (uint16_t)rank;
     ranks[search->column[1]] = missing ? search->missing[1] : (uint16_t)rank;
 }
@@ -172,7 +172,8 @@ INLINE void deep_add(const __m512i *leaves, uint32_t first, int groups, double *
         _mm512_storeu_si512(row, leaves[g]);
         uint32_t lanes = DEEP_TREES - 16 * (first + g) < 16 ? DEEP_TREES - 16 * (first + g) : 16;
         for (uint32_t lane = 0; lane < lanes; lane++)
-            for (uint32_t i = 0; i < DEEP_WIDTH; i++) total[i] += (double)DEEP_VALUES[(size_t)row[lane] * DEEP_WIDTH + i];
+            for (uint32_t i = 0; i < DEEP_WIDTH; i++)
+                total[i] += (double)DEEP_VALUES[(size_t)row[lane] * DEEP_WIDTH + i];
     }
     for (int i = 0; i < DEEP_WIDTH; i++) sums[i] = total[i];
 #endif

@@ -1,7 +1,8 @@
 /* Sums -> results for many rows: what finish.h does to one, in loops over FINISH_LANES rows that compilers vectorise.
  *
- * Sums lie [outputs][rows], as kernels that keep rows in lanes leave them. The arithmetic is that of finish.h to the
- * last bit: each row takes the same operations in the same order.
+ * Limits: 256 outputs, whose sums of a few rows lie on the stack. Sums lie [outputs][rows], as kernels that keep rows
+ * in lanes leave them. The arithmetic is that of finish.h to the last bit: each row takes the same operations in the
+ * same order.
  */
 #ifndef OUTRIDER_FINISH_BATCH_H
 #define OUTRIDER_FINISH_BATCH_H

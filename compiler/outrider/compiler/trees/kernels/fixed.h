@@ -8,7 +8,6 @@
 #include "common.h"
 #include "forest.h"
 
-#define FIXED_LOW_BITS 24
 #define FIXED_CARRY_EVERY 255 /* trees, after which second words are about to overflow */
 
 /* Sums of first and of second words. The same number gives the same result, however the two share it. */

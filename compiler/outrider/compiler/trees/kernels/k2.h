@@ -8,7 +8,8 @@
  * stops if no lane moved. Rows go in blocks, trees outside of them, so that a tree's nodes are read once a block.
  *
  * Cost model: rows * trees * depth steps of about 5 instructions; about depth * (load latency) / K2_LANES a tree and
- * row while the nodes stay in cache. Columns cost about 4 instructions each a row. Memory: 8 bytes a node (12 if K2_WIDE).
+ * row while the nodes stay in cache. Columns cost about 4 instructions each a row. Memory: 8 bytes a node (12 if
+ * K2_WIDE).
  *
  * Limits: up to 2^31 nodes in all. Without K2_WIDE, 65536 nodes a tree and 65536 virtual columns.
  *

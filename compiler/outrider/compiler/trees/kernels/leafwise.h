@@ -16,8 +16,8 @@
  * categories that no other tree has, 3 a cluster, 14 a tree. Ranks: see ranks.h. Memory: 6 to 8 bytes a node, 2 to 4 an
  * exit, 8 a set of 64 classes, 4 or 7 a leaf.
  *
- * Limits: single leaf values, 256 classes of categories a feature. Trees of more than 256 leaves are in parts
- * (parts.py), whose paths have up to 128 nodes. Rows are rounded up to 64.
+ * Limits: single leaf values, 256 outputs, 256 classes of categories a feature and ids up to 65533. Trees of more than
+ * 256 leaves are in parts (parts.py), whose paths have up to 128 nodes. Rows are rounded up to 64.
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence the same for every batch.
  */
@@ -156,15 +156,15 @@ typedef struct {
     uint8_t *data;
     int32_t *sums;
     float *copy;
-    size_t bytes;
 } leafwise_workspace_t;
+
+#define LEAFWISE_SUM_BYTES (sizeof(int32_t) * OUTPUTS * FIXED_WORDS * LEAFWISE_ROWS)
+#define LEAFWISE_COPY_BYTES (sizeof(float) * 64 * LEAFWISE_STRIDE)
 
 INLINE leafwise_workspace_t leafwise_divide(void *workspace) {
     uint8_t *data = workspace;
-    int32_t *sums = (int32_t *)(data + LEAFWISE_DATA);
-    float *copy = (float *)(sums + (size_t)OUTPUTS * FIXED_WORDS * LEAFWISE_ROWS);
-    size_t bytes = (size_t)((uint8_t *)(copy + (size_t)64 * LEAFWISE_STRIDE) - data);
-    return (leafwise_workspace_t){data, sums, copy, bytes};
+    void *sums = data + LEAFWISE_DATA, *copy = data + LEAFWISE_DATA + LEAFWISE_SUM_BYTES;
+    return (leafwise_workspace_t){data, sums, copy};
 }
 
 /* Columns of up to 64 rows. Fewer than 64, or rows too short for ranks.h, are copied first. */
@@ -187,7 +187,7 @@ INLINE void leafwise_columns(const float *rows, uint32_t count, float *copy, uin
 
 static size_t leafwise_workspace(int64_t batch) {
     (void)batch;
-    return leafwise_divide((void *)0).bytes;
+    return LEAFWISE_DATA + LEAFWISE_SUM_BYTES + LEAFWISE_COPY_BYTES;
 }
 
 static void leafwise_run(const float *rows, float *results, int64_t batch, void *workspace) {

@@ -9,6 +9,7 @@ from outrider.compiler.trees import categories, fixed
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
 from outrider.compiler.trees.kernels.leafwise_tables import LeafwiseOptions, LeafwiseTables
+from outrider.compiler.trees.kernels.ranks import MAX_OUTPUTS
 from outrider.compiler.trees.leafwise_layout import MAX_LEAVES, lay_out_leafwise
 from outrider.compiler.trees.parts import can_part
 from outrider.runtime.target import Target
@@ -27,9 +28,11 @@ class Leafwise:
     portable: ClassVar[bool] = False
 
     def refuses(self, forest: Forest) -> str | None:
-        """Trees too deep, leaf vectors, too many classes of categories."""
+        """Trees too deep, leaf vectors, too many outputs or classes of categories."""
         if forest.leaf_vectors:
             return "leaves are vectors"
+        if forest.outputs > MAX_OUTPUTS:
+            return f"it has {forest.outputs} outputs, of {MAX_OUTPUTS} at most"
         if not can_part(forest, MAX_LEAVES):
             return f"a path is longer than half of {MAX_LEAVES}, the leaves of a part of a tree"
         return fixed.why_not(forest, wide=True) or categories.why_not(forest)

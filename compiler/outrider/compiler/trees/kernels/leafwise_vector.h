@@ -12,9 +12,9 @@
  * tree. AVX2 on Zen 4 executes 4 of them in a cycle. Ranks: see vector_ranks.h. Memory: 6 to 8 bytes a node, 2 to 4 an
  * exit, 16 or 32 a set of classes, 4 or 8 a leaf.
  *
- * Limits: single leaf values, 256 classes of categories a feature. Trees of more than 256 leaves are in parts
- * (parts.py), whose paths have up to 128 nodes. A block of VECTOR_ROWS rows is evaluated in one, two or four registers,
- * the last of them in as many as it needs.
+ * Limits: single leaf values, 256 outputs, 256 classes of categories a feature and ids up to 65533. Trees of more than
+ * 256 leaves are in parts (parts.py), whose paths have up to 128 nodes. A block of VECTOR_ROWS rows is evaluated in
+ * one, two or four registers, the last of them in as many as it needs.
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence the same for every batch and
  * on every instruction set, and those of leafwise.h.

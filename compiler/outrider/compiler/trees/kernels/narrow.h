@@ -2,8 +2,8 @@
  *
  * Idea: where the source decides in float32, a double is rounded to the nearest. Where it decides in doubles, a double
  * x between two float32 is rounded up, unless a limit t of its feature has x <= t and lies below the float32 above x;
- * then down. Few numbers lie that near to a limit, so a Bloom filter, asked for the feature and the float32 above, tells
- * nearly all of the others apart; what passes is searched for among the limits of the feature. Numbers of ranked
+ * then down. Few numbers lie that near to a limit, so a Bloom filter, asked for the feature and the float32 above,
+ * tells nearly all of the others apart; what passes is searched for among the limits of the feature. Numbers of ranked
  * features are replaced by their place among the limits, and categories by whole numbers.
  *
  * Cost: about 12 cycles a number, 6 where there are vectors to gather with, and a binary search for each number that

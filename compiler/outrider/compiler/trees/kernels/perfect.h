@@ -1,7 +1,7 @@
 /* Perfect: trees of up to 6 levels, padded to perfect ones, for single rows and for batches, AVX-512 with VBMI.
  *
- * Idea: a tree of 6 levels has 63 nodes, numbered as in a heap from 1 on, and 64 leaves. A decision is `rank > position`
- * on a byte (quantise.py).
+ * Idea: a tree of 6 levels has 63 nodes, numbered as in a heap from 1 on, and 64 leaves. A decision is `rank >
+ * position` on a byte (quantise.py).
  *
  * - A single row decides all nodes of a tree with a permute and a compare (single.h), into a mask of 64 bits. Eight
  *   trees walk in a register: a step is two shifts, of the mask by the number of the node, and of the result into it.
@@ -10,13 +10,14 @@
  *   right child plus the leaves on the left.
  *
  * Both read the same columns and leaf values; a batch of PERFECT_CROSSOVER rows or more takes the second way. A leaf
- * value is an int32 (fixed.py), found by two permutes of two registers: the bytes of a word are the leaf numbers of four
- * rows, and a permute looks at the low bits of a word alone, so a shift brings each row's number forward in its turn.
+ * value is an int32 (fixed.py), found by two permutes of two registers: the bytes of a word are the leaf numbers of
+ * four rows, and a permute looks at the low bits of a word alone, so a shift brings each row's number forward in its
+ * turn.
  *
- * Cost model, in cycles: a row takes 3 a tree of 6 levels to decide it and 3 to walk, and see single.h; a register of 64
- * rows 1.4 a node, shared loads reckoned, 16 a tree for its value, and see ranks.h. Memory: 640 bytes a tree.
+ * Cost model, in cycles: a row takes 3 a tree of 6 levels to decide it and 3 to walk, and see single.h; a register of
+ * 64 rows 1.4 a node, shared loads reckoned, 16 a tree for its value, and see ranks.h. Memory: 640 bytes a tree.
  *
- * Limits: 6 levels, splits on numbers, single leaf values, 256 columns, sums that 32 bits suffice for.
+ * Limits: 6 levels, splits on numbers, single leaf values, 256 columns, 256 outputs, sums that 32 bits suffice for.
  *
  * Exactness: decisions are exact for every float32. Sums are of integers, hence the same for a row and for a batch.
  */
@@ -39,8 +40,8 @@
 
 /* ---- a single row ---- */
 
-/* The leaf numbers of eight trees, by their masks: node n decides bit 63 - n, so a shift by the node's number brings its
- * decision to the top, and a double shift takes it into the number. */
+/* The leaf numbers of eight trees, by their masks: node n decides bit 63 - n, so a shift by the node's number brings
+ * its decision to the top, and a double shift takes it into the number. */
 INLINE __m512i perfect_leaves(__m512i masks) {
     __m512i at = _mm512_set1_epi64(1);
     PERFECT_UNROLL for (int level = 0; level < PERFECT_LEVELS; level++)
@@ -127,7 +128,8 @@ INLINE void perfect_add(const int32_t *values, __m512i leaf, __m512i *sums) {
         __m512i at = byte ? _mm512_srli_epi32(leaf, 8 * byte) : leaf;
         __m512i value = _mm512_permutex2var_epi32(_mm512_load_si512(values), at, _mm512_load_si512(values + 16));
         if (PERFECT_LEVELS == 6) {
-            __m512i high = _mm512_permutex2var_epi32(_mm512_load_si512(values + 32), at, _mm512_load_si512(values + 48));
+            __m512i high =
+                _mm512_permutex2var_epi32(_mm512_load_si512(values + 32), at, _mm512_load_si512(values + 48));
             value = _mm512_mask_mov_epi32(value, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32)), high);
         }
         sums[byte] = _mm512_add_epi32(sums[byte], value);
@@ -175,18 +177,19 @@ static __attribute__((noinline)) void perfect_trees_full(const uint8_t *ranks, i
 #endif
 
 typedef struct {
-    uint8_t *ranks;
+    uint8_t *ranks; /* the last column is for ranks that no node reads */
     int32_t *sums;
     float *copy;
-    size_t bytes;
 } perfect_workspace_t;
 
+#define PERFECT_RANK_BYTES ((size_t)(PERFECT_COLUMN_COUNT + 1) * PERFECT_ROWS)
+#define PERFECT_SUM_BYTES (sizeof(int32_t) * OUTPUTS * PERFECT_ROWS)
+#define PERFECT_COPY_BYTES (sizeof(float) * 64 * PERFECT_STRIDE)
+
 INLINE perfect_workspace_t perfect_divide(void *workspace) {
-    uint8_t *ranks = workspace; /* the last column is for ranks that no node reads */
-    int32_t *sums = (int32_t *)(ranks + (size_t)(PERFECT_COLUMN_COUNT + 1) * PERFECT_ROWS);
-    float *copy = (float *)(sums + (size_t)OUTPUTS * PERFECT_ROWS);
-    size_t bytes = (size_t)((uint8_t *)(copy + (size_t)64 * PERFECT_STRIDE) - ranks);
-    return (perfect_workspace_t){ranks, sums, copy, bytes};
+    uint8_t *ranks = workspace;
+    void *sums = ranks + PERFECT_RANK_BYTES, *copy = ranks + PERFECT_RANK_BYTES + PERFECT_SUM_BYTES;
+    return (perfect_workspace_t){ranks, sums, copy};
 }
 
 /* Ranks of up to 64 rows. Fewer than 64, or rows too short for ranks.h, are copied first. */
@@ -220,7 +223,7 @@ INLINE void perfect_batch(const float *rows, float *results, int64_t batch, perf
 /* ---- the kernel's interface ---- */
 
 static size_t perfect_workspace(int64_t batch) {
-    return batch < PERFECT_CROSSOVER ? SINGLE_BYTES : perfect_divide((void *)0).bytes;
+    return batch < PERFECT_CROSSOVER ? SINGLE_BYTES : PERFECT_RANK_BYTES + PERFECT_SUM_BYTES + PERFECT_COPY_BYTES;
 }
 
 static void perfect_run(const float *rows, float *results, int64_t batch, void *workspace) {

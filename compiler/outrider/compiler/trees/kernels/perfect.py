@@ -13,7 +13,7 @@ from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import fixed_point, why_not
 from outrider.compiler.trees.forest import LEAF, Forest, Tree
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.ranks import LANES, bounds_file, rank_files, rank_tables
+from outrider.compiler.trees.kernels.ranks import LANES, MAX_OUTPUTS, bounds_file, rank_files, rank_tables
 from outrider.compiler.trees.kernels.single import MAX_COLUMNS, scratch, single_files
 from outrider.compiler.trees.quantise import NEVER, Quantised, on_slots, ranks_of
 from outrider.runtime.target import Target
@@ -40,6 +40,8 @@ class Perfect:
             return "leaves are vectors"
         if forest.category_splits.any():
             return "there are splits on categories"
+        if forest.outputs > MAX_OUTPUTS:
+            return f"there are {forest.outputs} outputs, of {MAX_OUTPUTS} at most"
         levels = _levels(forest)
         if levels > _MAX_LEVELS:
             return f"a tree has {levels} levels, and this kernel takes up to {_MAX_LEVELS}"

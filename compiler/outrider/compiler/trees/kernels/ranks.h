@@ -62,8 +62,8 @@ INLINE __m512i ranks_opaque(__m512i value) {
     return value;
 }
 
-/* The bounds at level 5, 6 or 7, of which there are `pairs` pairs of registers: which one, say the decisions of levels 5
- * and 6. Where there is none for a decision, `none` is set. */
+/* The bounds at level 5, 6 or 7, of which there are `pairs` pairs of registers: which one, say the decisions of levels
+ * 5 and 6. Where there is none for a decision, `none` is set. */
 INLINE __m512i ranks_deep(const int32_t *table, __m512i at, int pairs, __mmask16 at5, __mmask16 at6, __mmask16 *none) {
 #define RANKS_PAIR(i) \
     _mm512_permutex2var_epi32(_mm512_load_si512(table + 32 * (i)), at, _mm512_load_si512(table + 32 * (i) + 16))

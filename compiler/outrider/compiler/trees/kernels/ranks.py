@@ -13,6 +13,7 @@ from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.quantise import Chunk, Quantised, search_table
 
 LANES = 4  # features that are transposed together
+MAX_OUTPUTS = 256  # sums of several rows are finished on the stack (finish_batch.h)
 
 
 def rank_files() -> dict[str, str]:

@@ -12,7 +12,7 @@
  * Cost model: trees / 16 * (depth * 10 instructions + gathers, of 9 to 15 cycles each with ROW_IN_FLIGHT * 16 trees in
  * flight), and single.h. Memory: 0.1, 0.6, 2.4 and 4.4 KB a tree for depths of 3, 6, 8 and 9.
  *
- * Limits: depth 9, numeric splits, single leaf values, sums that 32 bits suffice for (fixed.py).
+ * Limits: depth 9, 32768 columns, numeric splits, single leaf values, sums that 32 bits suffice for (fixed.py).
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence in any order the same.
  */
@@ -72,7 +72,7 @@ INLINE __m512i row_blocks(__m512i path, int count) {
     return _mm512_slli_epi32(_mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(count)), path), 3);
 }
 
-/* Where a walk is: the `path` so far, a number, with its `block`, and the place `in` it, 1 the root, 2 and 3 below... */
+/* Where a walk is: the `path` so far, a number, with its `block`, and the place `in` it, 1 the root, 2 and 3 below. */
 typedef struct { __m512i path, block, in; } row_at_t;
 
 /* `levels` levels down the blocks that the paths lead to, of which there are `blocks` a tree, from `table` on. */
@@ -95,7 +95,8 @@ INLINE void row_descend(single_ranks_t row, const uint32_t *table, int blocks, i
 INLINE void row_pass(single_ranks_t row, const uint32_t *table, int blocks, row_at_t *at, int groups, __mmask16 all) {
     row_descend(row, table, blocks, 3, at, groups, all);
     ROW_UNROLL for (int g = 0; g < groups; g++)
-        at[g].path = _mm512_add_epi32(_mm512_slli_epi32(at[g].path, 3), _mm512_and_si512(at[g].in, _mm512_set1_epi32(7)));
+        at[g].path =
+            _mm512_add_epi32(_mm512_slli_epi32(at[g].path, 3), _mm512_and_si512(at[g].in, _mm512_set1_epi32(7)));
 }
 
 /* The leaf values of `groups` groups of 16 trees, from `first` on, all in flight at once. */

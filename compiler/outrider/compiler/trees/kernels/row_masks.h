@@ -7,14 +7,15 @@
  * itself, so that walks that have arrived stay.
  *
  * Splits on categories come after those on numbers. Their decisions are made for all trees at once: to a forest a
- * feature has up to 256 classes of categories (categories.py), and each class has a line of bits, one a split. The lines
- * of the row's classes, or-ed together, are the decisions.
+ * feature has up to 256 classes of categories (categories.py), and each class has a line of bits, one a split. The
+ * lines of the row's classes, or-ed together, are the decisions.
  *
- * Cost model, in cycles: 2 a mask of 64 nodes, 2 a feature with categories and 512 splits on them, 1.5 a level, 2 a leaf;
- * 4 a chunk (single.h). Memory: 6 to 8 bytes a node, and for splits on categories a bit a class, of all features'.
+ * Cost model, in cycles: 2 a mask of 64 nodes, 2 a feature with categories and 512 splits on them, 1.5 a level, 2 a
+ * leaf; 4 a chunk (single.h). Memory: 6 to 8 bytes a node, and for splits on categories a bit a class, of all
+ * features'.
  *
- * Limits: 256 columns, single leaf values, 16 MiB of lines of categories; trees of more than 128 leaves are taken in
- * parts (parts.py).
+ * Limits: 256 columns, single leaf values, 16 MiB of lines of categories, of 256 classes a feature and ids up to 65533.
+ * Trees of more than 128 leaves are in parts (parts.py), whose paths have up to 64 nodes.
  *
  * Exactness: decisions are exact for every float32. Sums are of integers (fixed.py), hence in any order the same.
  */
@@ -28,8 +29,6 @@
 #include "single.h"
 
 #define ROW_MASKS_UNROLL _Pragma("clang loop unroll(full)")
-#define ROW_MASKS_TOGETHER 8 /* trees that walk interleaved */
-#define ROW_MASKS_AHEAD 2    /* times as many trees are decided, before they walk */
 
 /* ---- decisions on categories ---- */
 
@@ -89,10 +88,12 @@ INLINE void row_masks_decide(single_ranks_t ranks, const row_masks_trees_t *kind
     ROW_MASKS_UNROLL for (int word = 0; word < kind->numeric; word++, bytes += 64)
         row_masks_store(single_mask(ranks, columns + 64 * word, positions + 64 * word), bytes);
     bytes = (uint8_t *)out + kind->trees[tree].shift;
-    ROW_MASKS_UNROLL for (int word = kind->numeric; word < kind->words; word++, bytes += 64) row_masks_store(*own++, bytes);
+    ROW_MASKS_UNROLL for (int word = kind->numeric; word < kind->words; word++, bytes += 64)
+        row_masks_store(*own++, bytes);
 }
 
-/* Where a step of a walk leads: from a node to a node or leaf, from a leaf to itself, whatever is found as its decision. */
+/* Where a step of a walk leads: from a node to a node or leaf, from a leaf to itself, whatever is found as its
+ * decision. */
 INLINE uint32_t row_masks_next(const void *decisions, uint32_t at, const uint8_t *children, int words) {
     uint64_t right = words > 1 ? ((const uint8_t *)decisions)[at] : *(const uint64_t *)decisions >> (at & 63) & 1;
     return children[2 * at + (uint32_t)right];
@@ -101,7 +102,8 @@ INLINE uint32_t row_masks_next(const void *decisions, uint32_t at, const uint8_t
 typedef struct { int64_t first[OUTPUTS], second[OUTPUTS]; } row_masks_sums_t;
 
 /* From the roots to the leaves of a group of trees, whose values are added. */
-INLINE void row_masks_walk(const row_masks_trees_t *kind, uint32_t group, const uint8_t *decisions, row_masks_sums_t *sums) {
+INLINE void row_masks_walk(const row_masks_trees_t *kind, uint32_t group, const uint8_t *decisions,
+                           row_masks_sums_t *sums) {
     const int words = kind->words, leaves = kind->leaves, bytes = words == 1 ? 8 : 64 * words;
     const int stride = (4 * leaves - 2 + 63) / 64 * 64; /* of children: two for each split and leaf */
     const uint8_t *children = kind->children + (size_t)group * ROW_MASKS_TOGETHER * (size_t)stride;
@@ -122,8 +124,8 @@ INLINE void row_masks_walk(const row_masks_trees_t *kind, uint32_t group, const 
 
 /* All trees of a kind. Some groups are decided before they are walked: walks that wait for masks would keep others from
  * starting. */
-INLINE void row_masks_trees(single_ranks_t ranks, const row_masks_trees_t *kind, const uint8_t *bits, uint8_t *decisions,
-                            row_masks_sums_t *sums) {
+INLINE void row_masks_trees(single_ranks_t ranks, const row_masks_trees_t *kind, const uint8_t *bits,
+                            uint8_t *decisions, row_masks_sums_t *sums) {
     const int bytes = kind->words == 1 ? 8 : 64 * kind->words;
     for (uint32_t first = 0; first < kind->groups; first += ROW_MASKS_AHEAD) {
         uint32_t end = kind->groups - first < ROW_MASKS_AHEAD ? kind->groups : first + ROW_MASKS_AHEAD;

@@ -24,7 +24,7 @@ _WORD = 64  # nodes
 _MAX_LEAVES = 128  # so that numbers of splits and leaves are bytes
 _BYTE = 8  # splits on categories; a tree's begin with a byte
 _MAX_LINES = 16 << 20  # bytes
-_TOGETHER = 8  # trees
+_TOGETHER = 8  # trees that walk interleaved
 _AHEAD = 2  # times as many are decided before they walk
 _LINE = 64
 
@@ -201,6 +201,8 @@ class _Tables:
     def text(self) -> str:
         """The header of tables."""
         sizes = {
+            "TOGETHER": _TOGETHER,
+            "AHEAD": _AHEAD,
             "LEAF_WORDS": 2 if self._fixed.wide else 1,
             "CATEGORY_FEATURES": len(self._categories.features),
             "LINE_BYTES": self.line,

@@ -9,7 +9,7 @@
  * Cost model, in cycles: 0.5 a feature, 4 a chunk, and 2 (64 columns) to 5 (256) a mask.
  *
  * Limits: masks are for 256 columns; beyond, ranks are in memory only (SINGLE_REGISTERS is 0). The tables' names start
- * with SINGLE_; an artifact has one row kernel only.
+ * with SINGLE_; where both kernels of an artifact read them, they are the same ones.
  */
 #ifndef OUTRIDER_SINGLE_H
 #define OUTRIDER_SINGLE_H
@@ -39,6 +39,7 @@ INLINE void single_keys(const uint32_t *row, uint8_t *scratch) {
         if (ZERO_IS_MISSING) missing |= _mm512_cmple_epi32_mask(size, tiny);
         __m512i key = _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), all_but_sign));
         if (TINY_IS_ZERO) key = _mm512_maskz_mov_epi32(_mm512_cmpgt_epi32_mask(size, tiny), key);
+        key = _mm512_mask_mov_epi32(key, missing, _mm512_set1_epi32(INT32_MIN)); /* a NaN may be above every bound */
         _mm512_store_si512(scratch + 4 * first, key);
         _mm_store_si128((__m128i *)(scratch + SINGLE_MISSING + first), _mm_movm_epi8(missing));
     }
