@@ -65,7 +65,7 @@ def _head(result: Result) -> str:
         f"{machine.system}; Python {machine.python}; load {machine.load[0]} before and {machine.load[1]} after.",
         "",
         "One thread. CPU time, the lowest of all rounds of one interleaved run, each prediction called from Python on "
-        "float32 rows that no model has seen. A ratio is the best peer's time by Outrider's.",
+        "float32 rows that no model has seen, with warm caches. A ratio is the best peer's time by Outrider's.",
     ]
     if result.quick:
         lines += ["", "A quick run: few rounds, two models."]
