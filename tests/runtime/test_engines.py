@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,56 @@ def test_many_threads(mean_library: bytes, entry_and_signature: tuple[ArtifactEn
         thread.join()
     engine.close()
     assert not wrong
+
+
+# A run that says when it has begun and waits to be let go on, by two numbers whose address is in the first row.
+WAITING_SOURCE = """
+#include "native_abi.h"
+uint32_t outrider_abi(void) { return 1; }
+size_t outrider_workspace(int64_t n) { return 0; }
+int32_t outrider_run(const void *const *i, void *const *o, int64_t n, void *w) {
+    volatile int32_t *begun_and_go;
+    __builtin_memcpy(&begun_and_go, i[0], sizeof begun_and_go);
+    begun_and_go[0] = 1;
+    while (!begun_and_go[1]) {}
+    *(float *)o[0] = 42;
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def waiting_library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("native") / "waiting.so"
+    return build_shared({"x.c": WAITING_SOURCE}, out, get_target("host"))
+
+
+@pytest.mark.parametrize("binding", ["cffi", "ctypes"])
+@pytest.mark.parametrize("way", ["a row", "a batch"])
+def test_closing_while_a_call_runs(
+    *, way: str, binding: Any, waiting_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature]
+) -> None:
+    engine = NativeEngine.open(entry_and_signature[0], waiting_library, entry_and_signature[1], binding=binding)
+    library = engine._library
+    assert library is not None
+    predict = engine.matrix_function("score", full(engine)) if way == "a row" else full(engine)
+    assert predict is not None
+    begun_and_go = np.zeros(2, np.int32)
+    row = np.frombuffer(begun_and_go.ctypes.data.to_bytes(8, "little") + bytes(4), np.float32)[None]
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda predict: found.append(predict(row)), args=[predict])
+    thread.start()
+    while not begun_and_go[0]:
+        time.sleep(0.001)
+    engine.close()
+    begun_and_go[1] = 1
+    thread.join()
+    assert found[0].tolist() == [42.0], "the call that ran was left its code"
+    with pytest.raises(EngineFault, match="closed"):
+        predict(row)
+    del predict
+    gc.collect()
+    assert library._users == 0
 
 
 def test_the_workspace_is_aligned() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,6 +117,9 @@ class NativeEngine(Engine):
         row = np.zeros(_shape(self._inputs[0], 1), np.float32)
         wanted = np.zeros(_shape(self._outputs[0], 1), np.float32)
         call = library.bind([row], [wanted], 1, _aligned(library.workspace(1)))
+        library.retain()
+        # A user as long as `call` is there, which a running call sees to: that costs the call nothing.
+        weakref.finalize(call, library.release).atexit = False
         lock, shape = threading.Lock(), row.shape
 
         def run_row(x: Any) -> Array:
