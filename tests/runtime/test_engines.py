@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -304,6 +305,47 @@ def test_closing_while_a_call_runs(
     del predict
     gc.collect()
     assert library._users == 0
+
+
+def test_closing_as_a_call_begins(
+    mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes when the call has found the library open, but is no user of it yet."""
+    engine = NativeEngine.open(entry_and_signature[0], mean_library, entry_and_signature[1])
+    library = engine._library
+    assert library is not None
+    unload = Mock(side_effect=library._unload)
+    monkeypatch.setattr(library, "_unload", unload)
+
+    def found_and_closed() -> Any:
+        engine.close()
+        return library
+
+    monkeypatch.setattr(engine, "_open_library", found_and_closed)
+    for call in (full(engine), lambda rows: engine.matrix_function("score", full(engine))):
+        with pytest.raises(EngineFault, match="was closed"):
+            call(np.zeros((1, 3), np.float32))
+    unload.assert_called_once_with()
+
+
+def test_a_part_that_outlives_its_call(
+    mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt ends a call that waits for the other threads: what they start afterwards finds the library gone."""
+    engine = NativeEngine.open(entry_and_signature[0], mean_library, entry_and_signature[1], threads=2)
+    late: list[Callable[[slice], None]] = []
+
+    def interrupted(batch: int, run: Callable[[slice], None]) -> None:
+        late.append(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._threads, "each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run({"features": np.zeros((2, 3), np.float32)})
+    late[0](slice(0, 1))
+    engine.close()
+    with pytest.raises(EngineFault, match="was closed"):
+        late[0](slice(1, 2))
 
 
 def test_the_workspace_is_aligned() -> None:

@@ -73,9 +73,10 @@ class NativeEngine(Engine):
         library = self._open_library()
         library.retain()
         try:
+            run = self._run_rows if self._threads.count == 1 else self._run_part
             self._threads.each(
                 batch,
-                lambda rows: self._run_rows(library, [a[rows] for a in arrays], [r[rows] for r in results]),
+                lambda rows: run(library, [a[rows] for a in arrays], [r[rows] for r in results]),
             )
         finally:
             library.release()
@@ -87,7 +88,25 @@ class NativeEngine(Engine):
             return None
         if [spec.name for spec in self._outputs] != [output] or self._outputs[0].dtype != "float32":
             return None
-        library, shape = self._open_library(), _shape(self._outputs[0], 1)
+        library = self._open_library()
+        library.retain()
+        try:
+            return self._built_in_function(library, fallback) or self._row_function(library, fallback)
+        finally:
+            library.release()
+
+    def close(self) -> None:
+        """Give the library up; it is unloaded once no call is running and no function of it is left."""
+        library, self._library = self._library, None
+        if library is not None:
+            for owner in tuple(self._functions):
+                owner.close()
+            self._functions.clear()
+            self._threads.close()
+            library.release()
+
+    def _built_in_function(self, library: Library, fallback: MatrixFunction) -> MatrixFunction | None:
+        shape = _shape(self._outputs[0], 1)
         made = python_function(
             library,
             fallback,
@@ -96,21 +115,13 @@ class NativeEngine(Engine):
             most=sys.maxsize if self._threads.count == 1 else self._threads.least,
         )
         if made is None or len(shape) > 2:
-            return self._row_function(library, fallback)
+            return None
         function, owner = made
         self._functions.append(owner)
+        if self._library is None:  # closed meanwhile, perhaps without this one
+            owner.close()
         self.binding = "built-in"
         return function
-
-    def close(self) -> None:
-        """Give the library up; it is unloaded once no call is running and no function of it is left."""
-        library, self._library = self._library, None
-        if library is not None:
-            for owner in self._functions:
-                owner.close()
-            self._functions.clear()
-            self._threads.close()
-            library.release()
 
     def _row_function(self, library: Library, fallback: MatrixFunction) -> MatrixFunction:
         """One row through buffers that stay where they are, so that no address is looked up in a call."""
@@ -133,6 +144,14 @@ class NativeEngine(Engine):
             return fallback(x)
 
         return run_row
+
+    def _run_part(self, library: Library, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Run rows as a user of the library: another thread may do so after an interrupt has ended the call."""
+        library.retain()
+        try:
+            self._run_rows(library, inputs, outputs)
+        finally:
+            library.release()
 
     def _run_rows(self, library: Library, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         batch = len(inputs[0]) if inputs else 1
