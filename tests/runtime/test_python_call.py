@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -176,4 +177,20 @@ def test_the_cost_of_a_row_is_learned() -> None:
     rows = RowThreads(2)
     rows.each(10, lambda part: None)
     assert rows._ns_a_row is not None
+    rows.close()
+
+
+@pytest.mark.parametrize("why", ["closed", "no threads"])
+def test_rows_that_no_other_thread_takes_are_run_here(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = RowThreads(3)
+    rows._ns_a_row = 1e6  # as if rows were dear
+    if why == "closed":
+        rows.close()
+    else:
+        monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    for _ in range(2):
+        done: list[slice] = []
+        rows.each(1000, done.append)
+        assert sorted(row for part in done for row in range(part.start, part.stop)) == list(range(1000))
+        rows._ns_a_row = 1e6
     rows.close()
