@@ -19,7 +19,7 @@ from outrider.runtime.bundle import ArtifactEntry, Manifest, Signature
 from outrider.runtime.engines import native
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.engines.native import NativeEngine
-from outrider.runtime.errors import BadBundleError, EngineFault, EngineMissingError, TargetMismatchError
+from outrider.runtime.errors import BadBundleError, EngineFault, EngineMissingError, TargetMismatchError, UsageError
 from outrider.targets import get_target
 from outrider.targets.toolchain import build_shared
 
@@ -346,6 +346,17 @@ def test_a_part_that_outlives_its_call(
     engine.close()
     with pytest.raises(EngineFault, match="was closed"):
         late[0](slice(1, 2))
+
+
+def test_an_engine_that_was_not_made_unloads_once(
+    mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, signature = entry_and_signature
+    library = native.load_library(mean_library, entry.path, None)
+    monkeypatch.setattr(native, "load_library", lambda *given: library)
+    with pytest.raises(UsageError):
+        NativeEngine.open(entry, mean_library, signature, threads=0)
+    assert library._users == 0
 
 
 def test_the_workspace_is_aligned() -> None:

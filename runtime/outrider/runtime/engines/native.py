@@ -38,7 +38,10 @@ class NativeEngine(Engine):
         self._outputs = tensors(entry.outputs, signature.outputs)
         self._threads = RowThreads(threads)
         self._workspaces: list[Array] = []  # those that no call is using
-        self._functions: list[CallOwner] = []
+        self._functions: list[weakref.ref[CallOwner]] = []  # an engine and its functions make no cycle
+        # Last, since one that is not made gives up nothing; runs once, in `close` or where the engine is dropped.
+        self._give_up = weakref.finalize(self, library.release)
+        self._give_up.atexit = False
 
     @classmethod
     def open(
@@ -97,13 +100,14 @@ class NativeEngine(Engine):
 
     def close(self) -> None:
         """Give the library up; it is unloaded once no call is running and no function of it is left."""
-        library, self._library = self._library, None
-        if library is not None:
-            for owner in tuple(self._functions):
+        self._library = None
+        for made in tuple(self._functions):
+            owner = made()
+            if owner is not None:
                 owner.close()
-            self._functions.clear()
-            self._threads.close()
-            library.release()
+        self._functions.clear()
+        self._threads.close()
+        self._give_up()
 
     def _built_in_function(self, library: Library, fallback: MatrixFunction) -> MatrixFunction | None:
         shape = _shape(self._outputs[0], 1)
@@ -117,7 +121,7 @@ class NativeEngine(Engine):
         if made is None or len(shape) > 2:
             return None
         function, owner = made
-        self._functions.append(owner)
+        self._functions.append(weakref.ref(owner))
         if self._library is None:  # closed meanwhile, perhaps without this one
             owner.close()
         self.binding = "built-in"
