@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := targets runtime compiler trainer fleet tests benchmarks
-C_SOURCES := targets runtime
 PYTEST_ARGS ?=
 
 .PHONY: help demo test check format bench soak schema clean
@@ -40,7 +39,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@find $(C_SOURCES) -name '*.[ch]' -exec awk \
+	@find $(SOURCES) -name '*.[ch]' -exec awk \
 		'length > 120 { print FILENAME ":" FNR ": longer than 120 columns"; bad = 1 } END { exit bad }' {} +
 
 format: $(VENV)/.dev
