@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 help:
 	@echo "make demo    the whole loop on this machine, with three devices (arguments: ARGS='--keep')"
 	@echo "make test    all tests"
-	@echo "make check   ruff, formatting, mypy --strict, import-linter"
+	@echo "make check   ruff, formatting, mypy --strict, import-linter, the length of lines in C"
 	@echo "make bench   the benchmarks; make soak: the long runs; make clean: remove what was built"
 
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -39,6 +39,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@find $(SOURCES) -name '*.[ch]' -exec awk \
+		'length > 120 { print FILENAME ":" FNR ": longer than 120 columns"; bad = 1 } END { exit bad }' {} +
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(SOURCES)

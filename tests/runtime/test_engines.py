@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -17,7 +19,7 @@ from outrider.runtime.bundle import ArtifactEntry, Manifest, Signature
 from outrider.runtime.engines import native
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.engines.native import NativeEngine
-from outrider.runtime.errors import BadBundleError, EngineFault, EngineMissingError, TargetMismatchError
+from outrider.runtime.errors import BadBundleError, EngineFault, EngineMissingError, TargetMismatchError, UsageError
 from outrider.targets import get_target
 from outrider.targets.toolchain import build_shared
 
@@ -253,6 +255,108 @@ def test_many_threads(mean_library: bytes, entry_and_signature: tuple[ArtifactEn
         thread.join()
     engine.close()
     assert not wrong
+
+
+# A run that says when it has begun and waits to be let go on, by two numbers whose address is in the first row.
+WAITING_SOURCE = """
+#include "native_abi.h"
+uint32_t outrider_abi(void) { return 1; }
+size_t outrider_workspace(int64_t n) { return 0; }
+int32_t outrider_run(const void *const *i, void *const *o, int64_t n, void *w) {
+    volatile int32_t *begun_and_go;
+    __builtin_memcpy(&begun_and_go, i[0], sizeof begun_and_go);
+    begun_and_go[0] = 1;
+    while (!begun_and_go[1]) {}
+    *(float *)o[0] = 42;
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def waiting_library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("native") / "waiting.so"
+    return build_shared({"x.c": WAITING_SOURCE}, out, get_target("host"))
+
+
+@pytest.mark.parametrize("binding", ["cffi", "ctypes"])
+@pytest.mark.parametrize("way", ["a row", "a batch"])
+def test_closing_while_a_call_runs(
+    *, way: str, binding: Any, waiting_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature]
+) -> None:
+    engine = NativeEngine.open(entry_and_signature[0], waiting_library, entry_and_signature[1], binding=binding)
+    library = engine._library
+    assert library is not None
+    predict = engine.matrix_function("score", full(engine)) if way == "a row" else full(engine)
+    assert predict is not None
+    begun_and_go = np.zeros(2, np.int32)
+    row = np.frombuffer(begun_and_go.ctypes.data.to_bytes(8, "little") + bytes(4), np.float32)[None]
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda predict: found.append(predict(row)), args=[predict])
+    thread.start()
+    while not begun_and_go[0]:
+        time.sleep(0.001)
+    engine.close()
+    begun_and_go[1] = 1
+    thread.join()
+    assert found[0].tolist() == [42.0], "the call that ran was left its code"
+    with pytest.raises(EngineFault, match="closed"):
+        predict(row)
+    del predict
+    gc.collect()
+    assert library._users == 0
+
+
+def test_closing_as_a_call_begins(
+    mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes when the call has found the library open, but is no user of it yet."""
+    engine = NativeEngine.open(entry_and_signature[0], mean_library, entry_and_signature[1])
+    library = engine._library
+    assert library is not None
+    unload = Mock(side_effect=library._unload)
+    monkeypatch.setattr(library, "_unload", unload)
+
+    def found_and_closed() -> Any:
+        engine.close()
+        return library
+
+    monkeypatch.setattr(engine, "_open_library", found_and_closed)
+    for call in (full(engine), lambda rows: engine.matrix_function("score", full(engine))):
+        with pytest.raises(EngineFault, match="was closed"):
+            call(np.zeros((1, 3), np.float32))
+    unload.assert_called_once_with()
+
+
+def test_a_part_that_outlives_its_call(
+    mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt ends a call that waits for the other threads: what they start afterwards finds the library gone."""
+    engine = NativeEngine.open(entry_and_signature[0], mean_library, entry_and_signature[1], threads=2)
+    late: list[Callable[[slice], None]] = []
+
+    def interrupted(batch: int, run: Callable[[slice], None]) -> None:
+        late.append(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._threads, "each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run({"features": np.zeros((2, 3), np.float32)})
+    late[0](slice(0, 1))
+    engine.close()
+    with pytest.raises(EngineFault, match="was closed"):
+        late[0](slice(1, 2))
+
+
+def test_an_engine_that_was_not_made_unloads_once(
+    mean_library: bytes, entry_and_signature: tuple[ArtifactEntry, Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, signature = entry_and_signature
+    library = native.load_library(mean_library, entry.path, None)
+    monkeypatch.setattr(native, "load_library", lambda *given: library)
+    with pytest.raises(UsageError):
+        NativeEngine.open(entry, mean_library, signature, threads=0)
+    assert library._users == 0
 
 
 def test_the_workspace_is_aligned() -> None:

@@ -9,12 +9,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from outrider.runtime import Session, load
-from outrider.runtime.engines import python_call
+from outrider.runtime.engines import native, python_call
+from outrider.runtime.engines.library import load_library
 from outrider.runtime.engines.native import NativeEngine
 from outrider.runtime.engines.threads import RowThreads, split
 from outrider.runtime.errors import BadDataError, EngineFault, UsageError
@@ -103,6 +105,53 @@ def test_it_outlives_its_session_and_then_goes_with_the_library(session: Session
     assert gone() is None
 
 
+@pytest.mark.parametrize("way", ["built-in", "cffi", "ctypes"])
+def test_a_dropped_session_leaves_nothing(
+    way: str, make_bundle: Callable[..., Path], library: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way != "built-in":
+        monkeypatch.setattr(native, "python_function", lambda *given, **kept: None)
+        monkeypatch.setattr(native, "load_library", lambda data, path, _: load_library(data, path, way))
+    bundle = make_bundle(library=library)
+    gc.collect()
+    before = held()
+    for _ in range(20):
+        session = load(bundle)
+        assert f"called by {way}" in session.explain()
+        assert session.predict(ROWS[:1]).tolist() == [1.0]
+    assert held()[0] > before[0]
+    predict = session.predict
+    del session
+    gc.collect()
+    assert predict(ROWS[:1]).tolist() == [1.0], "a function keeps what it needs"
+    assert predict(ROWS).tolist() == [1.0, 3.0, 0.0]
+    del predict
+    gc.collect()
+    assert held() == before
+
+
+def held() -> tuple[int, int]:
+    """Descriptors of artifacts that are open in this process, and artifacts that are mapped into it."""
+    name = "memfd:outrider-artifact"
+    links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    inodes = {line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if name in line}
+    return sum(name in link for link in links), len(inodes)
+
+
+def test_a_session_without_a_cycle(make_bundle: Callable[..., Path], library: bytes) -> None:
+    """It gives up its artifact as it is dropped, not when the garbage collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        session = load(make_bundle(library=library))
+        assert session.predict(ROWS[:1]).tolist() == [1.0]
+        del session
+        assert held() == before
+    finally:
+        gc.enable()
+
+
 def test_many_threads_each_with_their_own_memory(session: Session) -> None:
     wrong: list[int] = []
 
@@ -176,4 +225,20 @@ def test_the_cost_of_a_row_is_learned() -> None:
     rows = RowThreads(2)
     rows.each(10, lambda part: None)
     assert rows._ns_a_row is not None
+    rows.close()
+
+
+@pytest.mark.parametrize("why", ["closed", "no threads"])
+def test_rows_that_no_other_thread_takes_are_run_here(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = RowThreads(3)
+    rows._ns_a_row = 1e6  # as if rows were dear
+    if why == "closed":
+        rows.close()
+    else:
+        monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    for _ in range(2):
+        done: list[slice] = []
+        rows.each(1000, done.append)
+        assert sorted(row for part in done for row in range(part.start, part.stop)) == list(range(1000))
+        rows._ns_a_row = 1e6
     rows.close()

@@ -45,7 +45,10 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the artifact. Calling it again does nothing; calling `run` afterwards raises EngineFault."""
+        """Release the artifact, as does dropping the engine.
+
+        Calling it again does nothing; calling `run` afterwards raises EngineFault.
+        """
 
     def matrix_function(self, output: str, fallback: MatrixFunction) -> MatrixFunction | None:
         """A shorter way from a matrix to one output, for models of one float32 matrix; None where there is none.

@@ -49,10 +49,11 @@ class Library(ABC):
     doubles: bool
     """Whether the artifact takes float64 inputs where its manifest says float32."""
 
-    def __init__(self, image: _Image) -> None:
+    def __init__(self, image: _Image, origin: str) -> None:
         self._image = image
+        self._origin = origin
         self._users = 1
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may release within another's turn
 
     @abstractmethod
     def abi(self) -> int:
@@ -94,8 +95,10 @@ class Library(ABC):
         return self.bind(inputs, outputs, batch, workspace, double=double)()
 
     def retain(self) -> None:
-        """One user more."""
+        """One user more. Raises EngineFault where there is none left: what was unloaded stays so."""
         with self._lock:
+            if not self._users:
+                raise EngineFault(f"{self._origin!r} was closed")
             self._users += 1
 
     def release(self) -> None:
@@ -111,10 +114,10 @@ class Library(ABC):
 class _CffiLibrary(Library):
     binding = "cffi"
 
-    def __init__(self, image: _Image) -> None:
+    def __init__(self, image: _Image, origin: str) -> None:
         import cffi
 
-        super().__init__(image)
+        super().__init__(image, origin)
         self._ffi = cffi.FFI()
         self._ffi.cdef(_REQUIRED + _DOUBLE + "".join(f"void {name}(void);" for name in _ADDRESSES))
         self._lib = self._ffi.dlopen(image.path, self._ffi.RTLD_NOW)
@@ -161,10 +164,10 @@ class _CffiLibrary(Library):
 class _CtypesLibrary(Library):
     binding = "ctypes"
 
-    def __init__(self, image: _Image) -> None:
+    def __init__(self, image: _Image, origin: str) -> None:
         import _ctypes
 
-        super().__init__(image)
+        super().__init__(image, origin)
         self._lib = ctypes.CDLL(image.path, mode=os.RTLD_NOW)
         self._dlclose = _ctypes.dlclose
         try:
@@ -262,7 +265,7 @@ def load_library(data: bytes, origin: str, binding: Binding | None) -> Library:
             problems.append(str(e))
             continue
         try:
-            library = kind(image)
+            library = kind(image, origin)
         except (OSError, AttributeError) as e:
             image.close()
             problems.append(str(e))

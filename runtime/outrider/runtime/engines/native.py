@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,10 @@ class NativeEngine(Engine):
         self._outputs = tensors(entry.outputs, signature.outputs)
         self._threads = RowThreads(threads)
         self._workspaces: list[Array] = []  # those that no call is using
-        self._functions: list[CallOwner] = []
+        self._functions: list[weakref.ref[CallOwner]] = []  # an engine and its functions make no cycle
+        # Last, since one that is not made gives up nothing; runs once, in `close` or where the engine is dropped.
+        self._give_up = weakref.finalize(self, library.release)
+        self._give_up.atexit = False
 
     @classmethod
     def open(
@@ -72,9 +76,10 @@ class NativeEngine(Engine):
         library = self._open_library()
         library.retain()
         try:
+            run = self._run_rows if self._threads.count == 1 else self._run_part
             self._threads.each(
                 batch,
-                lambda rows: self._run_rows(library, [a[rows] for a in arrays], [r[rows] for r in results]),
+                lambda rows: run(library, [a[rows] for a in arrays], [r[rows] for r in results]),
             )
         finally:
             library.release()
@@ -86,7 +91,26 @@ class NativeEngine(Engine):
             return None
         if [spec.name for spec in self._outputs] != [output] or self._outputs[0].dtype != "float32":
             return None
-        library, shape = self._open_library(), _shape(self._outputs[0], 1)
+        library = self._open_library()
+        library.retain()
+        try:
+            return self._built_in_function(library, fallback) or self._row_function(library, fallback)
+        finally:
+            library.release()
+
+    def close(self) -> None:
+        """Give the library up; it is unloaded once no call is running and no function of it is left."""
+        self._library = None
+        for made in tuple(self._functions):
+            owner = made()
+            if owner is not None:
+                owner.close()
+        self._functions.clear()
+        self._threads.close()
+        self._give_up()
+
+    def _built_in_function(self, library: Library, fallback: MatrixFunction) -> MatrixFunction | None:
+        shape = _shape(self._outputs[0], 1)
         made = python_function(
             library,
             fallback,
@@ -95,27 +119,22 @@ class NativeEngine(Engine):
             most=sys.maxsize if self._threads.count == 1 else self._threads.least,
         )
         if made is None or len(shape) > 2:
-            return self._row_function(library, fallback)
+            return None
         function, owner = made
-        self._functions.append(owner)
+        self._functions.append(weakref.ref(owner))
+        if self._library is None:  # closed meanwhile, perhaps without this one
+            owner.close()
         self.binding = "built-in"
         return function
-
-    def close(self) -> None:
-        """Give the library up; it is unloaded once no call is running and no function of it is left."""
-        library, self._library = self._library, None
-        if library is not None:
-            for owner in self._functions:
-                owner.close()
-            self._functions.clear()
-            self._threads.close()
-            library.release()
 
     def _row_function(self, library: Library, fallback: MatrixFunction) -> MatrixFunction:
         """One row through buffers that stay where they are, so that no address is looked up in a call."""
         row = np.zeros(_shape(self._inputs[0], 1), np.float32)
         wanted = np.zeros(_shape(self._outputs[0], 1), np.float32)
         call = library.bind([row], [wanted], 1, _aligned(library.workspace(1)))
+        library.retain()
+        # A user as long as `call` is there, which a running call sees to: that costs the call nothing.
+        weakref.finalize(call, library.release).atexit = False
         lock, shape = threading.Lock(), row.shape
 
         def run_row(x: Any) -> Array:
@@ -129,6 +148,14 @@ class NativeEngine(Engine):
             return fallback(x)
 
         return run_row
+
+    def _run_part(self, library: Library, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Run rows as a user of the library: another thread may do so after an interrupt has ended the call."""
+        library.retain()
+        try:
+            self._run_rows(library, inputs, outputs)
+        finally:
+            library.release()
 
     def _run_rows(self, library: Library, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         batch = len(inputs[0]) if inputs else 1

@@ -1,8 +1,9 @@
 /* The C ABI of a native artifact, version 1.
  *
  * An artifact is one shared library that needs nothing: no libc, no other library, no undefined symbol. It exports
- * the functions below, of which the last two may be missing, and those of python_call.h. It keeps no state between calls; whatever it needs to write lies in
- * `outputs` and `workspace`, so several threads may run it side by side, each with its own workspace.
+ * the functions below, of which the last two may be missing, and for Python may export those of python_call.h, which
+ * keep what belongs to the interpreter. A run leaves nothing for the next one: whatever it needs to write lies in
+ * `outputs` and `workspace`, so several threads may run the artifact side by side, each with its own workspace.
  */
 #ifndef OUTRIDER_NATIVE_ABI_H
 #define OUTRIDER_NATIVE_ABI_H

@@ -2,9 +2,9 @@
  *
  * Idea: for a small model, preparing a call from Python takes longer than the run. An artifact that includes this file
  * exports `outrider_python`, which makes a built-in function of the interpreter that loaded it. That checks its
- * argument, makes the result and runs the artifact, which takes about 60 ns beside the run. Whatever is not plainly
- * right (another type, dtype or shape, no memory, a failed run) goes to `fallback`, a Python function that does it in
- * full, or raises.
+ * argument, makes the result and runs the artifact. All of this and the call in Python itself add about 100 ns to the
+ * run (docs/adr/0011). Whatever is not plainly right (another type, dtype or shape, no memory, a failed run) goes to
+ * `fallback`, a Python function that does it in full, or raises.
  *
  * The artifact keeps no undefined symbol and includes no header of CPython or numpy: the runtime (python_call.py)
  * passes the addresses of the functions that are used, all but numpy's own of the stable ABI. Of objects only the head
@@ -97,8 +97,9 @@ static inline void *python_aligned(void *memory) {
 
 static inline int python_fits(const python_state_t *state, const array_t *rows) {
     return rows->head.type == PYTHON.array_type && (rows->dtype == PYTHON.float32 || rows->dtype == state->float64) &&
-           rows->dimensions == 2 && rows->shape[1] == state->features && (rows->flags & PYTHON_PLAIN_ARRAY) == PYTHON_PLAIN_ARRAY &&
-           rows->shape[0] >= 1 && rows->shape[0] <= state->most;
+           rows->dimensions == 2 && rows->shape[1] == state->features &&
+           (rows->flags & PYTHON_PLAIN_ARRAY) == PYTHON_PLAIN_ARRAY && rows->shape[0] >= 1 &&
+           rows->shape[0] <= state->most;
 }
 
 #ifdef OUTRIDER_DOUBLE
@@ -149,7 +150,8 @@ OUTRIDER_API object_t *outrider_python(object_t *state, const python_t *python, 
     PYTHON = *python;
     python_state_t *made = (python_state_t *)PYTHON.bytes(state);
     *made = (python_state_t){
-        .method = {"predict", python_predict, PYTHON_ONE_ARGUMENT, "predict(x)\n--\n\nThe main output for rows of features."},
+        .method = {"predict", python_predict, PYTHON_ONE_ARGUMENT,
+                   "predict(x)\n--\n\nThe main output for rows of features."},
         .fallback = fallback,
         .features = features,
         .columns = columns,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from outrider.runtime.errors import UsageError
 
@@ -39,7 +39,7 @@ class RowThreads:
         if pool is None or (len(parts) == 1 and self._ns_a_row is not None):
             run(slice(0, batch))
             return
-        others = [pool.submit(run, part) for part in parts[1:]]
+        others = self._hand_over(pool, run, parts[1:])
         start = time.perf_counter_ns()
         try:
             run(parts[0])
@@ -49,11 +49,27 @@ class RowThreads:
                 other.exception()  # nothing may run on when this call is over
         for other in others:
             other.result()
+        for part in parts[1 + len(others) :]:
+            run(part)
+
+    def _hand_over(
+        self, pool: ThreadPoolExecutor, run: Callable[[slice], None], parts: Sequence[slice]
+    ) -> list[Future[None]]:
+        """Give the pool the parts, in order; not all where it was closed meanwhile or no thread can be had."""
+        others: list[Future[None]] = []
+        try:
+            for part in parts:
+                others.append(pool.submit(run, part))
+        except RuntimeError:
+            self._pool = None
+            pool.shutdown()  # waits: what could not be given may be in the pool's queue all the same
+        return others
 
     def close(self) -> None:
         """End the threads, once they are idle."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        pool = self._pool
+        if pool is not None:
+            pool.shutdown(wait=False)
 
 
 def split(batch: int, threads: int, ns_a_row: float | None) -> list[slice]:
