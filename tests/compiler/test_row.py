@@ -131,6 +131,13 @@ def test_sums_stay_within_the_tolerance_of_the_trees_taken_in_order():
     assert (np.abs(found - wanted) <= 1e-6 + 1e-5 * np.abs(wanted)).all()
 
 
+def test_numbers_of_groups_that_come_to_the_same_are_one_option():
+    source = grove(3, 6)
+    for trees, groups in ((1, ["4"]), (40, ["4", "2"]), (90, ["4", "6", "2"])):
+        many = replace(source, trees=(source.trees * 30)[:trees])
+        assert [options["groups"] for options in Row().variants(many, get_target("host"))] == groups
+
+
 def test_refusals():
     source = grove(3, 8)
     assert max(depth_of(tree) for tree in source.trees) == 8

@@ -100,7 +100,8 @@ class Kernel(Protocol):
     def cost(self, forest: Forest) -> Mapping[Role, float]:
         """Cycles a row of a forest that it takes, for each role: the cost model of the template's header, as numbers.
 
-        Constants are those of Zen 4, where they were measured; what counts are the ratios between kernels.
+        Constants are fitted to forests measured on Zen 4, and so hold what the header's counts of instructions leave
+        out: loops, caches, waiting. What counts are the ratios between kernels.
         """
         ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +24,13 @@ def level_cost(forest: Forest) -> float:
     """Cycles that 16 trees take for a level: a gather, and finding the ranks, by a permute or by more gathers."""
     columns = columns_of(forest)
     return next((cost for registers, cost in _LEVEL_COSTS.items() if columns <= 32 * registers), _GATHERED_LEVEL_COST)
+
+
+def in_flight(choices: Sequence[int], forest: Forest) -> list[dict[str, str]]:
+    """How many groups of trees go together, as options of a kernel: of those that come to all of them, the first."""
+    groups = -(-len(forest.trees) // LANES)
+    distinct = {min(choice, groups): choice for choice in reversed(choices)}
+    return [{"groups": str(choice)} for choice in reversed(distinct.values())]
 
 
 def stride(tables: DeepTables) -> int:

@@ -12,7 +12,7 @@ from outrider.compiler.trees.emit import array, defines, header, template
 from outrider.compiler.trees.fixed import fixed_point, why_not
 from outrider.compiler.trees.forest import LEAF, Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.deep import ISA, segments
+from outrider.compiler.trees.kernels.deep import ISA, in_flight, segments
 from outrider.compiler.trees.kernels.single import registers, scratch, single_files
 from outrider.compiler.trees.quantise import NEVER, Quantised, ranks_of
 from outrider.runtime.target import Target
@@ -55,7 +55,7 @@ class Row:
         """One a number of groups; many where all of them can be kept busy for long."""
         favourite, *others = _IN_FLIGHT
         most = [others[0], favourite] if len(forest.trees) > _MANY else [favourite, others[0]]
-        return [{"groups": str(groups)} for groups in (*most, *others[1:])]
+        return in_flight((*most, *others[1:]), forest)
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Lay out, and write the tables down."""

@@ -8,7 +8,7 @@ from outrider.compiler.trees.deep_layout import LANES, refuses
 from outrider.compiler.trees.emit import defines, header, template
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import KernelSource, Role
-from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, level_cost, stride
+from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, in_flight, level_cost, stride
 from outrider.runtime.target import Target
 
 _GROUPS = (7, 4)
@@ -33,7 +33,7 @@ class RowDeep:
 
     def variants(self, forest: Forest, target: Target) -> Sequence[dict[str, str]]:
         """One a number of groups, as far as there are so many trees."""
-        return [{"groups": str(groups)} for groups in _GROUPS]
+        return in_flight(_GROUPS, forest)
 
     def emit(self, forest: Forest, options: Mapping[str, str]) -> KernelSource:
         """Lay out, and write the tables down."""
