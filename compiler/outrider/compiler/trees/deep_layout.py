@@ -65,9 +65,9 @@ class DeepTables:
 
     `nodes` uint32 [N], [N, 2] where wide. `roots` uint32 [groups * 16]: trees by output, then by depth, so that lanes
     arrive together; spare lanes have a leaf of value 0. `order` int64 [trees]: the tree in each lane. `columns` leaves
-    out the two of leaves, which come after them. `values` float64 [rows, width] holds the distinct rows of
-    leaf values, the last of them zeros. Where `leaf_rows` is None, a leaf's word has its row of `values`; else
-    `leaf_rows` uint32 [N] has it.
+    out the two of leaves, which come after them. `values` float64 [rows, width] holds the distinct rows of leaf
+    values, `zero` the row of zeros, which is that of the leaf `nowhere` as well. Where `leaf_rows` is None, a leaf's
+    word has its row of `values`; else `leaf_rows` uint32 [N] has it.
     """
 
     forest: Forest
@@ -78,8 +78,14 @@ class DeepTables:
     roots: NDArray[np.uint32]
     order: NDArray[np.int64]
     values: NDArray[np.float64]
+    zero: int
     leaf_rows: NDArray[np.uint32] | None
     float_leaves: bool
+
+    @property
+    def nowhere(self) -> int:
+        """A node behind all trees: a leaf of value 0."""
+        return len(self.nodes) - LANES
 
     @property
     def groups(self) -> int:
@@ -135,6 +141,7 @@ def lay_out_deep(forest: Forest) -> DeepTables:
         roots=np.concatenate([start[:-1], np.full(spare, start[-1])]).astype(np.uint32),
         order=order,
         values=leaves.values,
+        zero=leaves.zero,
         leaf_rows=None if inline else leaf_rows,
         float_leaves=leaves.single,
     )

@@ -179,6 +179,28 @@ INLINE void deep_add(const __m512i *leaves, uint32_t first, int groups, double *
 #endif
 }
 
+/* Add `count` leaves, of trees that all add to the same sums; the list has room for whole registers. */
+INLINE void deep_add_all(uint32_t *leaves, uint32_t count, double *sums) {
+#if DEEP_WIDTH == 1
+    __m512d total = _mm512_setzero_pd();
+    _mm512_storeu_si512(leaves + count, _mm512_set1_epi32(DEEP_NOTHING));
+    for (uint32_t i = 0; i < count; i += 16) {
+        __m512d low, high;
+        deep_values(_mm512_loadu_si512(leaves + i), &low, &high);
+        total = _mm512_add_pd(total, _mm512_add_pd(low, high));
+    }
+    sums[0] += _mm512_reduce_add_pd(total);
+#else
+    double even[DEEP_WIDTH] = {0}, odd[DEEP_WIDTH] = {0}; /* two chains of additions instead of one */
+    for (uint32_t i = 0; i < count; i += 2) {
+        for (uint32_t k = 0; k < DEEP_WIDTH; k++) even[k] += (double)DEEP_VALUES[(size_t)leaves[i] * DEEP_WIDTH + k];
+        if (i + 1 == count) break;
+        for (uint32_t k = 0; k < DEEP_WIDTH; k++) odd[k] += (double)DEEP_VALUES[(size_t)leaves[i + 1] * DEEP_WIDTH + k];
+    }
+    for (uint32_t k = 0; k < DEEP_WIDTH; k++) sums[k] += even[k] + odd[k];
+#endif
+}
+
 /* ---- a walk ---- */
 
 /* `rows` rows, whose ranks lie DEEP_STRIDE apart and sums OUTPUTS apart, through `groups` groups of 16 trees from

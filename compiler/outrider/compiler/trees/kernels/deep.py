@@ -58,6 +58,8 @@ def _tables_header(tables: DeepTables) -> str:
         "DEEP_RANK_BITS": chosen.rank_bits,
         "DEEP_COLUMN_BITS": chosen.column_bits,
         "DEEP_WIDTH": tables.values.shape[1],
+        "DEEP_NOWHERE": tables.nowhere,
+        "DEEP_NOTHING": tables.zero if tables.leaf_rows is None else tables.nowhere,  # as deep_leaves tells it
         "DEEP_LEAF_IN_NODE": int(tables.leaf_rows is None),
         "DEEP_FLOAT_LEAVES": int(tables.float_leaves),
         **{f"DEEP_SEARCHES_{n}": sum(count <= n for count in levels) for n in range(1, 5)},

@@ -12,6 +12,7 @@ from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, i
 from outrider.runtime.target import Target
 
 _GROUPS = (7, 4)
+_TOGETHER = 4  # registers of lanes, as ROW_DEEP_TOGETHER
 
 
 class RowDeep:
@@ -44,5 +45,5 @@ class RowDeep:
             files={**deep_files(tables), "row_deep.h": template("row_deep.h"), "row_deep_tables.h": sizes},
             include="row_deep.h",
             prefix="row_deep",
-            scratch=2 * stride(tables),
+            scratch=2 * stride(tables) + 8 * LANES * (tables.groups + _TOGETHER),
         )
