@@ -6,8 +6,8 @@
  *
  * Where trees add to different sums, lanes must stay: walks in flight wait for the deepest of them (deep_walk).
  *
- * Cost model: a gather and about 12 cycles a level, shared by the 16 walks of a register that are under way; 10 cycles a
- * register to move walks together. Nothing is kept from row to row but the caches.
+ * Cost model: a gather and about 12 cycles a level, shared by the 16 walks of a register that are under way; 10 cycles
+ * a register to move walks together. Nothing is kept from row to row but the caches.
  */
 #ifndef OUTRIDER_ROW_DEEP_H
 #define OUTRIDER_ROW_DEEP_H
