@@ -67,12 +67,15 @@ class Bench:
 
     def check(self) -> None:
         """Raises ParityError or UnsupportedError where nothing is left that could be shipped."""
-        if any(made.candidate.part is None for made in self.made.values()):
-            return
-        self.build_faithful()
-        if not self.made:
+        if not self._ships():
+            self.build_faithful()
+        if not self._ships():
             reasons = "; ".join(f"{candidate.id}: {why}" for candidate, why in self.left.values())
             raise UnsupportedError(f"nothing runs on {self._task.target.name}", hint=reasons)
+
+    def _ships(self) -> bool:
+        """Whether anything was built that is no mere part."""
+        return any(made.candidate.part is None for made in self.made.values())
 
     def times(self) -> Times:
         """Each at the batch sizes of its role."""

@@ -30,7 +30,12 @@ class CategoryFeature:
     @property
     def pages(self) -> int:
         """Words that a set of its classes takes."""
-        return int(self.classes.max()) // PAGE + 1
+        return -(-self.count // PAGE)
+
+    @property
+    def count(self) -> int:
+        """How many classes there are."""
+        return int(self.classes.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def category_bits(forest: Forest, swapped: Sequence[Set[int]]) -> CategoryBits:
         for split in splits:
             goes_right = _goes_right(split, len(classes))[first]
             bits[id(split)] = place, sum(1 << int(one) for one in np.flatnonzero(goes_right))
-    every = [(1 << int(one.classes.max()) + 1) - 1 for one in features]
+    every = [(1 << one.count) - 1 for one in features]
     sets: list[dict[int, tuple[int, int]]] = []
     for tree, others in zip(forest.trees, swapped, strict=True):
         sets.append({})

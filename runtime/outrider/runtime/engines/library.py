@@ -55,13 +55,13 @@ class Library(ABC):
         self._users = 1
         self._lock = threading.RLock()  # the garbage collector may release within another's turn
 
-    @abstractmethod
     def abi(self) -> int:
         """The artifact's ABI version."""
+        return int(self._abi())
 
-    @abstractmethod
     def workspace(self, batch: int, *, double: bool = False) -> int:
         """Bytes of scratch memory that a batch needs; with `double` one of float64 inputs, which `doubles` allows."""
+        return int(self._functions[double][0](batch))
 
     @abstractmethod
     def bind(
@@ -78,6 +78,15 @@ class Library(ABC):
     @abstractmethod
     def address(self, name: str) -> int | None:
         """The address of a function that an artifact may lack; None where it does."""
+
+    def _find(self, lib: Any) -> None:
+        """Look the functions up, or unload the library. Raises AttributeError where one is missing."""
+        try:
+            self._abi, self._functions = lib.outrider_abi, _functions(lib)
+        except AttributeError:
+            self._unload()
+            raise
+        self.doubles = len(self._functions) > 1
 
     @abstractmethod
     def _unload(self) -> None: ...
@@ -121,18 +130,7 @@ class _CffiLibrary(Library):
         self._ffi = cffi.FFI()
         self._ffi.cdef(_REQUIRED + _DOUBLE + "".join(f"void {name}(void);" for name in _ADDRESSES))
         self._lib = self._ffi.dlopen(image.path, self._ffi.RTLD_NOW)
-        try:
-            self._abi, self._functions = self._lib.outrider_abi, _functions(self._lib)
-        except AttributeError:
-            self._unload()
-            raise
-        self.doubles = len(self._functions) > 1
-
-    def abi(self) -> int:
-        return int(self._abi())
-
-    def workspace(self, batch: int, *, double: bool = False) -> int:
-        return int(self._functions[double][0](batch))
+        self._find(self._lib)
 
     def bind(
         self,
@@ -170,23 +168,12 @@ class _CtypesLibrary(Library):
         super().__init__(image, origin)
         self._lib = ctypes.CDLL(image.path, mode=os.RTLD_NOW)
         self._dlclose = _ctypes.dlclose
-        try:
-            self._abi, self._functions = self._lib.outrider_abi, _functions(self._lib)
-        except AttributeError:
-            self._unload()
-            raise
-        self.doubles = len(self._functions) > 1
+        self._find(self._lib)
         self._abi.restype = ctypes.c_uint32
         for workspace, run in self._functions:
             workspace.restype, workspace.argtypes = ctypes.c_size_t, [ctypes.c_int64]
             run.restype = ctypes.c_int32
             run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-
-    def abi(self) -> int:
-        return int(self._abi())
-
-    def workspace(self, batch: int, *, double: bool = False) -> int:
-        return int(self._functions[double][0](batch))
 
     def bind(
         self,

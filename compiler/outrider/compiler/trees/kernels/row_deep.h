@@ -17,7 +17,6 @@
 
 #define ROW_DEEP_FIRST 10  /* levels before walks are moved together for the first time, */
 #define ROW_DEEP_LEVELS 3  /* and for each next time */
-#define ROW_DEEP_TOGETHER 4 /* registers in flight then */
 #define ROW_DEEP_LANES (16 * (DEEP_GROUPS + ROW_DEEP_TOGETHER))
 
 /* ---- walks that move together ---- */

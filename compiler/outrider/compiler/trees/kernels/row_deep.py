@@ -12,7 +12,7 @@ from outrider.compiler.trees.kernels.deep import ISA, deep_files, deep_tables, i
 from outrider.runtime.target import Target
 
 _GROUPS = (7, 4)
-_TOGETHER = 4  # registers of lanes, as ROW_DEEP_TOGETHER
+_TOGETHER = 4  # registers of lanes in flight, once walks have been moved together
 
 
 class RowDeep:
@@ -40,7 +40,7 @@ class RowDeep:
         """Lay out, and write the tables down."""
         tables = deep_tables(forest)
         groups = int(options.get("groups", _GROUPS[0]))
-        sizes = header("Row-deep's options.", defines({"ROW_DEEP_GROUPS": groups}))
+        sizes = header("Row-deep's options.", defines({"ROW_DEEP_GROUPS": groups, "ROW_DEEP_TOGETHER": _TOGETHER}))
         return KernelSource(
             files={**deep_files(tables), "row_deep.h": template("row_deep.h"), "row_deep_tables.h": sizes},
             include="row_deep.h",

@@ -45,7 +45,7 @@ class RowMasks:
             return f"a tree of more than {_MAX_LEAVES} leaves has a path of more than half as many splits"
         if reason := fixed.why_not(forest, wide=True) or categories.why_not(forest):
             return reason
-        lines = sum(map(_classes, _category_features(forest))) * -(-int(forest.category_splits.sum()) // _BYTE)
+        lines = sum(one.count for one in _category_features(forest)) * -(-int(forest.category_splits.sum()) // _BYTE)
         if lines > _MAX_LINES:
             return f"decisions on categories take {lines} bytes, of {_MAX_LINES} at most"
         columns = ranks_of(forest).columns
@@ -82,16 +82,6 @@ class RowMasks:
 @once_a_forest
 def _category_features(forest: Forest) -> tuple[CategoryFeature, ...]:
     return category_bits(forest, [frozenset()] * len(forest.trees)).features
-
-
-def _classes(feature: CategoryFeature) -> int:
-    """How many classes a feature has."""
-    return int(feature.classes.max()) + 1
-
-
-def _positions(feature: CategoryFeature) -> int:
-    """How many positions have a class of their own."""
-    return len(feature.classes)
 
 
 def _is_small(tree: Tree) -> bool:
@@ -218,11 +208,11 @@ class _Tables:
 
     def _category_tables(self) -> list[str]:
         found = self._categories.features
-        positions, classes = ([0, *np.cumsum([count(one) for one in found])] for count in (_positions, _classes))
-        rows = [
-            (one.feature, *places)
-            for one, *places in zip(found, positions, classes, map(_positions, found), strict=False)
-        ]
+        rows, positions, lines = [], 0, 0
+        for one in found:
+            rows.append((one.feature, positions, lines, len(one.classes)))
+            positions += len(one.classes)
+            lines += one.count
         return [
             "typedef struct { uint32_t feature, classes, first_line, positions; } row_masks_category_t;",
             "#if ROW_MASKS_CATEGORY_FEATURES",
@@ -240,7 +230,7 @@ class _Tables:
         sets = b"".join(bits.to_bytes(MAX_CLASSES // 8, "little") for _, bits in self._sets)
         right = np.unpackbits(np.frombuffer(sets, np.uint8).reshape(-1, MAX_CLASSES // 8), axis=1, bitorder="little")
         for place, feature in enumerate(self._categories.features):
-            own = np.zeros((_classes(feature), _BYTE * self.line), np.uint8)
+            own = np.zeros((feature.count, _BYTE * self.line), np.uint8)
             own[:, : len(places)] = (right[:, : len(own)] * (places == place)[:, None]).T
             yield np.packbits(own, axis=1, bitorder="little")
 
