@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from outrider.compiler.backends import Candidate, backend
+from outrider.compiler.backends import Candidate, Order, backend
 from outrider.compiler.frontends import ReadOptions, read_model
 from outrider.compiler.model import Model
 from outrider.compiler.trees.forest import LEAF, NUMERIC, CategorySplit, Forest, sort_key
@@ -50,7 +50,9 @@ def agree() -> Agree:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = read_model(source, ReadOptions(**options))
-        made = backend("native").build(model, Candidate("native", options={"lanes": str(lanes)}), get_target("host"))
+        made = backend("native").build(
+            Order(model, get_target("host")), Candidate("native", options={"lanes": str(lanes)})
+        )
         given, output = model.signature.inputs[0].name, model.computed[0]
         with closing(open_engine(made.entry, made.data, model.signature)) as engine:
             for batch in (*rows, _adversarial(model)):
@@ -82,7 +84,7 @@ def agree_on_doubles() -> Callable[..., Narrowing]:
         if model.decides_in == "float64":
             given = {"nan": model.accepts_nan, "inf": model.accepts_inf, "max_rows": 1100}
             rows = (*rows, double_rows_from_thresholds(model.payload, seed=0, **given))
-        made = backend("native").build(model, Candidate("native", options={"lanes": "8"}), get_target("host"))
+        made = backend("native").build(Order(model, get_target("host")), Candidate("native", options={"lanes": "8"}))
         name, output = model.signature.inputs[0].name, model.computed[0]
         with closing(open_engine(made.entry, made.data, model.signature)) as engine:
             for batch in rows:
@@ -119,6 +121,14 @@ def forests() -> ModuleType:
 def source_models() -> ModuleType:
     """The module `source_models`: models of every source library from short recipes, and rows for them."""
     return _beside("source_models")
+
+
+@pytest.fixture(scope="session")
+def torch_nets(require_package: Callable[[str], None]) -> ModuleType:
+    """The module `torch_nets`: small torch modules, and torch."""
+    for name in ("torch", "onnxscript"):
+        require_package(name)
+    return _beside("torch_nets")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from outrider.compiler.backends import Candidate, backend
+from outrider.compiler.backends import Candidate, Order, backend
 from outrider.compiler.model import Model, forest_model
 from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, CategorySplit, Forest, Tree, bound_below
 from outrider.compiler.trees.rows import rows_from_thresholds
@@ -184,7 +184,7 @@ def run(
     """Results of a plan for all rows at once, then for the first ones in batches; under QEMU for a foreign target."""
     model, host = model_of(source), get_target("host")
     target = target or host
-    made = backend("native").build(model, Candidate("native", options=options), target)
+    made = backend("native").build(Order(model, target), Candidate("native", options=options))
     rows = np.ascontiguousarray(rows, np.float32)
     foreign = made.entry.format == "native" and target.arch != host.arch
     with closing(

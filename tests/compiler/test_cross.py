@@ -16,7 +16,7 @@ import xgboost
 from sklearn import ensemble
 
 from outrider.compiler import compile_model
-from outrider.compiler.backends import Built, Candidate, backend
+from outrider.compiler.backends import Built, Candidate, Order, backend
 from outrider.compiler.frontends import read_model
 from outrider.compiler.model import Model
 from outrider.compiler.trees.forest import Forest
@@ -88,7 +88,7 @@ def subnormal(model: Model) -> Model:
 
 
 def build(model: Model, target: Target) -> Built:
-    return backend("native").build(model, Candidate("native", options={"lanes": "8"}), target)
+    return backend("native").build(Order(model, target), Candidate("native", options={"lanes": "8"}))
 
 
 def here(model: Model, built: Built, rows: Array) -> dict[str, Array]:

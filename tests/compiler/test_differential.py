@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
-from outrider.compiler.backends import backend
+from outrider.compiler.backends import Order, backend
 from outrider.compiler.model import Model
 from outrider.compiler.trees.forest import NUMERIC, Forest
 from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, KERNELS, kernel
@@ -72,9 +72,9 @@ def level(*names: str) -> dict[str, str]:
 def compiled(model: Model, options: dict[str, str]) -> Iterator[Engine]:
     """The artifact of a plan."""
     native = backend("native")
-    candidate = native.recall(model, HOST, options)
+    candidate = native.recall(Order(model, HOST), "fp32", options)
     assert candidate is not None, options
-    made = native.build(model, candidate, HOST)
+    made = native.build(Order(model, HOST), candidate)
     with closing(open_engine(made.entry, made.data, model.signature)) as engine:
         yield engine
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from outrider.compiler.backends import backend
+from outrider.compiler.backends import Order, backend
 from outrider.compiler.model import Model
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import ISA_LEVELS, KERNELS, kernel
@@ -69,9 +69,9 @@ def results(name: str, model: Model, forest: Forest, batches: list[Array], targe
     level = {} if name == "k2" else {"isa": kernel(name).isa}
     options = {"lanes": "8"} if name == "k2" else kernel(name).variants(forest, target)[0]
     native = backend("native")
-    candidate = native.recall(model, target, {"kernel": name, **options, **level})
+    candidate = native.recall(Order(model, target), "fp32", {"kernel": name, **options, **level})
     assert candidate is not None
-    made = native.build(model, candidate, target)
+    made = native.build(Order(model, target), candidate)
     given, output = model.signature.inputs[0].name, model.computed[0]
     foreign = made.entry.format == "native" and target.arch != HOST.arch
     with closing(

@@ -87,13 +87,13 @@ def test_xgboost_categories(agree, table, one_hot):
 def test_xgboost_sums_are_bit_for_bit(table):
     rows, target = table
     booster = boost(rows, target * 1000.0, 60)
-    from outrider.compiler.backends import Candidate, backend
+    from outrider.compiler.backends import Candidate, Order, backend
     from outrider.compiler.frontends import read_model
     from outrider.runtime.engines import open_engine
     from outrider.targets import get_target
 
     model = read_model(booster)
-    made = backend("native").build(model, Candidate("native", options={"lanes": "8"}), get_target("host"))
+    made = backend("native").build(Order(model, get_target("host")), Candidate("native", options={"lanes": "8"}))
     engine = open_engine(made.entry, made.data, model.signature)
     assert np.array_equal(engine.run({"features": rows})["score"], booster.predict(xgboost.DMatrix(rows)))
     engine.close()

@@ -9,9 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.compiler.goals import Facts, check_goal, parse_goals
+from outrider.compiler.metrics import Quality
 from outrider.runtime.errors import UsageError
 
-FACTS = Facts(p50=0.5, p99=2.0, size=1000, accuracy=0.93, base_accuracy=0.935)
+FACTS = Facts(
+    p50=0.5,
+    p99=2.0,
+    size=1000,
+    rss=5000,
+    quality=Quality({"accuracy": 0.93, "l2": 0.01, "f1": 0.8}, {"accuracy": 0.935}),
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,12 @@ FACTS = Facts(p50=0.5, p99=2.0, size=1000, accuracy=0.93, base_accuracy=0.935)
         ("accuracy>=base-0.01", 0.925, True),
         ("accuracy>=base", 0.935, False),
         ("accuracy>=base - 1%", 0.925, True),
+        ("rss<=4KB", 4000, False),
+        ("l2<=1%", 0.01, True),
+        ("l2<=1e-1", 0.1, True),
+        ("l2 <= 1E-3", 1e-3, False),
+        ("p50<=5e-4s", 0.5, True),
+        ("size<=1e+3B", 1000, True),
     ],
 )
 def test_goals(text, bound, met):
@@ -53,6 +66,14 @@ def test_goals(text, bound, met):
         "accuracy>=",
         "size<=1.2.3MB",
         "size<=5MB and p99<=1ms",
+        "f1>=0.5",
+        "top0>=0.5",
+        "l2>=0.1",
+        "rss<=base",
+        "l2<=e-3",
+        "l2<=1e-",
+        "l2<=.",
+        "Accuracy>=0.5",
     ],
 )
 def test_goals_that_say_nothing(text):
@@ -60,9 +81,20 @@ def test_goals_that_say_nothing(text):
         parse_goals([text])
 
 
+def test_metrics_of_the_callers_own_point_either_way():
+    assert check_goal(parse_goals(["f1>=0.75"], own=True)[0], FACTS).met
+    assert check_goal(parse_goals(["f1<=0.75"], own=True)[0], FACTS).met is False
+
+
+@pytest.mark.parametrize("name", ["mAP", "recall@5", "mAP@.5", "F1", "e1", "base"])
+def test_names_of_the_callers_own_metrics(name):
+    (goal,) = parse_goals([f"{name}>=base-0.1"], own=True)
+    assert (goal.metric, goal.value, goal.relative) == (name, -0.1, True)
+
+
 def test_what_was_not_measured_is_neither_met_nor_missed():
     goal = parse_goals(["p99<=1ms"])[0]
-    assert check_goal(goal, Facts(p50=None, p99=None, size=1, accuracy=None, base_accuracy=None)).met is None
+    assert check_goal(goal, Facts(size=1)).met is None
 
 
 @given(st.text())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider.compiler.backends import Candidate, backend
+from outrider.compiler.backends import Candidate, Order, backend
 from outrider.compiler.trees.check import check_forest
 from outrider.compiler.trees.forest import NUMERIC, Forest, Tree, bound_up_to
 from outrider.compiler.trees.kernels import KernelSource
@@ -79,7 +79,7 @@ def compiled(forests: Any) -> Any:
     def build(forest: Forest) -> Iterator[Callable[[Array], Array]]:
         check_forest(forest)
         model = replace(forests.model_of(forest), decides_in="float64")
-        made = backend("native").build(model, Candidate("native", options={"lanes": "8"}), get_target("host"))
+        made = backend("native").build(Order(model, get_target("host")), Candidate("native", options={"lanes": "8"}))
         engine = open_engine(made.entry, made.data, model.signature)
         assert engine.doubles
         yield lambda rows: engine.run({"features": np.ascontiguousarray(rows)})["score"]

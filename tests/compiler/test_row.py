@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from outrider.compiler.backends import Candidate
+from outrider.compiler.backends import Candidate, Order
 from outrider.compiler.backends.native import NativeBackend
 from outrider.compiler.model import forest_model
 from outrider.compiler.trees.forest import CATEGORY, LEAF, NUMERIC, CategorySplit, Forest, Tree, bound_below, depth_of
@@ -78,7 +78,7 @@ def run(source: Forest, rows: np.ndarray, options: dict[str, str], *batches: int
         sha256="0" * 64,
         probabilities=False,
     )
-    made = NativeBackend().build(model, Candidate("native", options=options), get_target("host"))
+    made = NativeBackend().build(Order(model, get_target("host")), Candidate("native", options=options))
     rows = np.ascontiguousarray(rows, np.float32)
     with closing(open_engine(made.entry, made.data, model.signature)) as engine:
         return [engine.run({"features": rows[:batch]})["score"].copy() for batch in (len(rows), *batches)]

@@ -11,7 +11,7 @@ import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider.compiler.backends import Candidate, backend
+from outrider.compiler.backends import Candidate, Order, backend
 from outrider.compiler.frontends import read_model
 from outrider.compiler.model import forest_model
 from outrider.compiler.trees.emit import artifact_sources
@@ -107,7 +107,7 @@ def run(source: Forest, rows: np.ndarray, lanes: int = 8) -> np.ndarray:
         sha256="0" * 64,
         probabilities=False,
     )
-    made = backend("native").build(model, Candidate("native", options={"lanes": str(lanes)}), get_target("host"))
+    made = backend("native").build(Order(model, get_target("host")), Candidate("native", options={"lanes": str(lanes)}))
     with closing(open_engine(made.entry, made.data, model.signature)) as engine:
         return engine.run({"features": np.ascontiguousarray(rows, np.float32)})["score"]
 
@@ -242,7 +242,7 @@ def test_the_same_forest_gives_the_same_bytes(table, tmp_path):
     for target_name in ("host", "aarch64"):
         made = [
             backend("native").build(
-                read_model(source), Candidate("native", options={"lanes": "8"}), get_target(target_name)
+                Order(read_model(source), get_target(target_name)), Candidate("native", options={"lanes": "8"})
             )
             for source in (booster, tmp_path / "model.ubj")
         ]

@@ -61,7 +61,7 @@ def test_an_unknown_libc_refuses_and_unknown_memory_does_not() -> None:
 def test_admit() -> None:
     assert decide(need()) is None
     assert decide() == "engine: needs an artifact, found none"
-    assert decide(need("tvm")) == "engine: needs tvm, found an unknown format"
+    assert decide(need("other")) == "engine: needs other, found an unknown format"
     assert decide(need(abi=7)) == "abi: needs native 7, found 1"
     assert decide(need("onnx", package="onnxruntime"), engines="native") == (
         "engine: needs onnxruntime, found not installed"

@@ -434,9 +434,12 @@ def contradictions() -> dict[str, Callable[[Manifest], Manifest]]:
         "predict is no output": signature(predict="absent"),
         "no class labels to derive the label from": signature(class_labels=()),
         "a feature twice": signature(feature_names=("a", "a", "b")),
-        "a free inner size": tensor(shape=(None, None)),
+        "no name": tensor(name=""),
         "a size of zero": tensor(shape=(None, 0)),
         "no batch axis": tensor(shape=()),
+        "no rows for code that takes rows": lambda m: replace(
+            m, signature=replace(tensor(shape=())(m).signature, batched=False)
+        ),
         "artifact input unknown": artifact(inputs=("other",)),
         "artifact output unknown": artifact(outputs=("score", "other")),
         "artifact computes too little": artifact(outputs=("label",)),
@@ -542,3 +545,16 @@ def test_a_damaged_array_header_is_a_clear_error(position: int, value: int) -> N
     data[position] = value
     with contextlib.suppress(errors.BadBundleError):
         decode_npy(bytes(data))
+
+
+def test_sizes_that_an_engine_is_told_may_be_free(make_parts: MakeParts, tmp_path: Path) -> None:
+    """An image of any height and width, for ONNX Runtime; a native artifact knows the batch only."""
+    manifest, files = make_parts()
+    image = TensorSpec(name="features", dtype="float32", shape=(1, 3, None, None))
+    signature = replace(manifest.signature, inputs=(image,), batched=False)
+    (artifact,) = manifest.artifacts
+    free = replace(manifest, signature=signature, artifacts=(replace(artifact, format="onnx"),))
+    write_bundle(tmp_path / "free.orb", free, files)
+    assert open_bundle(tmp_path / "free.orb").manifest.signature.inputs == (image,)
+    with pytest.raises(errors.BadBundleError, match="has another that is free"):
+        write_bundle(tmp_path / "native.orb", replace(manifest, signature=signature), files)

@@ -19,6 +19,7 @@ from outrider.runtime.bundle import ArtifactEntry, Manifest, Signature
 from outrider.runtime.engines import native
 from outrider.runtime.engines.base import Engine
 from outrider.runtime.engines.native import NativeEngine
+from outrider.runtime.engines.ncnn_file import NcnnFile, NcnnPlan, NcnnTensor
 from outrider.runtime.errors import BadBundleError, EngineFault, EngineMissingError, TargetMismatchError, UsageError
 from outrider.targets import get_target
 from outrider.targets.toolchain import build_shared
@@ -43,6 +44,31 @@ def mean_onnx() -> bytes:
     return data
 
 
+@pytest.fixture(scope="module")
+def mean_openvino(mean_onnx: bytes) -> bytes:
+    """The same for OpenVINO."""
+    from outrider.compiler.backends.openvino import convert_onnx
+
+    return convert_onnx(mean_onnx)
+
+
+@pytest.fixture(scope="module")
+def mean_ncnn() -> bytes:
+    """The mean model as an artifact of ncnn: no weights."""
+    graph = b"7767517\n2 2\nInput in0 0 1 in0\nReduction mean 1 1 in0 out0 0=3 1=1\n"
+    plan = NcnnPlan(inputs=(NcnnTensor(blob="in0", shape=(3,)),), outputs=(NcnnTensor(blob="out0", shape=()),))
+    return NcnnFile(plan=plan, graph=graph, weights=b"").pack()
+
+
+@pytest.fixture(scope="module")
+def mean_tvm(mean_onnx: bytes, require_package: Callable[[str], None]) -> bytes:
+    """The mean model by TVM."""
+    require_package("tvm")
+    from outrider.compiler.backends.tvm.build import compile_network
+
+    return compile_network(mean_onnx, get_target("host"))
+
+
 def full(engine: Engine) -> Callable[[Any], Any]:
     """The long way to the output `score`."""
     return lambda rows: engine.run({"features": rows})["score"]
@@ -57,15 +83,22 @@ def entry_and_signature(make_parts: Callable[..., Parts]) -> tuple[ArtifactEntry
 @pytest.fixture(params=sorted(engines.ENGINES))
 def engine(
     request: pytest.FixtureRequest,
-    mean_library: bytes,
-    mean_onnx: bytes,
-    mean_module: bytes,
     entry_and_signature: tuple[ArtifactEntry, Signature],
+    require_package: Callable[[str], None],
 ) -> Iterator[Engine]:
-    artifacts = {"native": mean_library, "onnx": mean_onnx, "wasm": mean_module}
+    artifacts = {
+        "native": "mean_library",
+        "ncnn": "mean_ncnn",
+        "onnx": "mean_onnx",
+        "openvino": "mean_openvino",
+        "tvm": "mean_tvm",
+        "wasm": "mean_module",
+    }
     assert set(artifacts) == set(engines.ENGINES), "every engine of the table is tested"
+    require_package(engines.ENGINES[request.param].module or "outrider.runtime")
     entry, signature = entry_and_signature
-    opened = engines.open_engine(replace(entry, format=request.param), artifacts[request.param], signature)
+    data: bytes = request.getfixturevalue(artifacts[request.param])
+    opened = engines.open_engine(replace(entry, format=request.param), data, signature)
     yield opened
     opened.close()
 

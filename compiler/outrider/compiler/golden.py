@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from outrider.compiler.model import Array, Model, OnnxGraph
+from outrider.compiler.model import Array, Model
 from outrider.compiler.samples import Samples
-from outrider.compiler.verify import ATOL, RTOL, spread
+from outrider.compiler.verify import ATOL, MAX_ROWS, RTOL, golden_rows, spread
 from outrider.runtime.bundle import Golden, encode_npy
+from outrider.runtime.calls import pick_calls, run_calls
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.features.plan import FeaturePlan
 
-ROWS = 64
+RAW_IMAGES = 8
+MAX_RAW_BYTES = 4 << 20  # of images as they were given, but for one that is larger
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class GoldenFiles:
 
 
 def make_golden(model: Model, samples: Samples, plan: FeaturePlan | None) -> GoldenFiles:
-    """At most ROWS of the samples, spread evenly, with outputs of the source library and raw columns where known.
+    """Some of the samples with outputs of the source library and raw columns, or some images as they were given.
 
     Raises BadDataError where the raw rows lack a column of the plan.
     """
-    fixed = model.payload.batch if isinstance(model.payload, OnnxGraph) else None
-    picked = np.arange(fixed) if fixed else spread(samples.rows, ROWS)
-    inputs = {name: np.ascontiguousarray(array[picked]) for name, array in samples.inputs.items()}
-    outputs = model.reference(inputs)
-    raw = _raw(samples, plan, picked)
+    compared = spread(samples.rows, MAX_ROWS)
+    picked = compared[golden_rows(samples, len(compared))]
+    inputs = pick_calls(samples.inputs, picked)
+    outputs = run_calls(model.reference, inputs, batched=model.signature.batched)
+    raw = _raw(samples, plan, picked) or _raw_images(samples, picked)
     files: dict[str, bytes] = {}
     record = Golden(
         rows=len(picked),
@@ -54,6 +54,20 @@ def _raw(samples: Samples, plan: FeaturePlan | None, picked: Array) -> dict[str,
     if missing:
         raise BadDataError(f"the raw rows lack the column {missing[0]!r} of the feature plan")
     return {column.name: samples.raw[column.name][picked] for column in plan.columns}
+
+
+def _raw_images(samples: Samples, picked: Array) -> dict[str, Array]:
+    """The smallest images of the picked rows, by place among them: RAW_IMAGES, MAX_RAW_BYTES at most, one at least."""
+    if not samples.images:
+        return {}
+    images = dict(enumerate(samples.images_of(picked)))
+    smallest = sorted(images, key=lambda place: (images[place].nbytes, place))[:RAW_IMAGES]
+    chosen = [place for n, place in enumerate(smallest) if n == 0 or _bytes(images, smallest[: n + 1]) <= MAX_RAW_BYTES]
+    return {str(place): images[place] for place in sorted(chosen)}
+
+
+def _bytes(images: dict[int, Array], places: list[int]) -> int:
+    return sum(images[place].nbytes for place in places)
 
 
 def _store(kind: str, arrays: dict[str, Array], files: dict[str, bytes]) -> dict[str, str]:

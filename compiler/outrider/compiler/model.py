@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,15 +23,16 @@ Precision = Literal["float32", "float64"]
 FEATURES, SCORE, PROBABILITIES, LABEL = "features", "score", "probabilities", "label"
 
 
+def no_reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Stands for the source library where a model is in a process that has no need of it."""
+    raise AssertionError(f"the source library is not asked here, for {', '.join(inputs)}")
+
+
 @dataclass(frozen=True)
 class OnnxGraph:
-    """An ONNX file as bytes. `batch` is its fixed number of rows, None where it is free.
-
-    `no_forest` says in words why the graph is not read as a Forest.
-    """
+    """An ONNX file as bytes. `no_forest` says in words why the graph is not read as a Forest."""
 
     data: bytes
-    batch: int | None
     no_forest: str
 
 
@@ -44,7 +45,8 @@ class Model:
     `computed` are the outputs that an artifact gives: all but a `label` that the session derives. `sha256` is of the
     serialised source. `accepts_nan` and `accepts_inf`: whether the source library takes such rows. `decides_in`: the
     type in which the source library compares features. Where it is float32, float64 rows are rounded first; where it
-    is float64, they may fall between two float32 values, and `Tree.threshold` decides on them.
+    is float64, they may fall between two float32 values, and `Tree.threshold` decides on them. `sizes`: the shape of a
+    call that is known to work, by the names of inputs of which the signature leaves more free than rows.
     """
 
     framework: str
@@ -58,6 +60,7 @@ class Model:
     accepts_nan: bool = True
     accepts_inf: bool = True
     decides_in: Precision = "float32"
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def forest_model(

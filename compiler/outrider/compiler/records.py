@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from outrider.compiler.backends import Candidate
+from outrider.compiler.making import Left, OutOfTime
 from outrider.compiler.task import Made, Task, Trial
 from outrider.runtime.bundle import CandidateRecord, Measurement, Parity
 from outrider.runtime.errors import ParityError
@@ -29,16 +30,20 @@ def relative_time(trial: Trial, other: Trial) -> float:
 def trial_record(task: Task, trial: Trial, shipped: Sequence[Trial]) -> CandidateRecord:
     """One that could be shipped: its rank, or why others were preferred."""
     rank = shipped.index(trial) + 1 if trial in shipped else None
-    missed = [record.text for record in trial.goals if record.met is False]
-    if rank is None:
+    missed = [record.text for record in trial.missed]
+    if missed and rank is not None:
+        reason = f"misses {', '.join(missed)}, but comes closest: kept, marked as one that misses goals"
+    elif rank is None:
         reason = f"misses {', '.join(missed)}" if missed else _slower(trial, shipped[0])
+    elif task.measured and trial.timing is None:
+        reason = f"the rule for {task.target.arch}; not measured, since Ctrl-C ended it"
     elif task.measured:
         reason = "the fastest here of those that meet the goals" if task.goals else "the fastest here"
     else:
         reason = _by_the_rule(task, trial)
     return _candidate_record(
         trial.built.candidate,
-        "rejected" if rank is None else "chosen" if rank == 1 else "shipped",
+        "rejected" if rank is None or missed else "chosen" if rank == 1 else "shipped",
         reason,
         rank=rank,
         size=len(trial.built.data),
@@ -61,6 +66,8 @@ def _by_the_rule(task: Task, trial: Trial) -> str:
 
 
 def _slower(trial: Trial, chosen: Trial) -> str:
+    if trial.timing is None:
+        return f"not measured; the rule prefers {chosen.id}"
     ratio = relative_time(trial, chosen)
     if ratio < 1.0:
         return f"takes {ratio:.2f} times the time of {chosen.id}: not clearly faster than the rule prefers"
@@ -81,22 +88,25 @@ def part_record(made: Made, measured: Mapping[int, Measurement]) -> CandidateRec
     )
 
 
-def left_record(candidate: Candidate, why: Refusal | ParityError) -> CandidateRecord:
-    """A candidate that could not be verified, or that is not close enough to the source."""
-    if isinstance(why, ParityError):
-        return _candidate_record(candidate, "rejected", str(why))
-    reason = f"not shipped: this machine cannot run it, so it cannot be verified ({why})"
-    return _candidate_record(candidate, "rejected", reason)
+def left_record(left: Left) -> CandidateRecord:
+    """A candidate that failed, was not tried, could not be verified, or is not close enough to the source."""
+    why = left.why
+    if isinstance(why, OutOfTime):
+        return _candidate_record(left.candidate, "not eligible", str(why))
+    if isinstance(why, Refusal):
+        reason = f"not shipped: this machine cannot run it, so it cannot be verified ({why})"
+        return _candidate_record(left.candidate, "rejected", reason)
+    return _candidate_record(left.candidate, "rejected" if isinstance(why, ParityError) else "failed", str(why))
 
 
-def refused_record(name: str, reason: str) -> CandidateRecord:
-    """A backend that does not take the model."""
-    return _candidate_record(Candidate(name), "not eligible", reason)
+def refused_record(name: str, reason: str, precision: str = "fp32") -> CandidateRecord:
+    """A backend that does not take the model, or not in this precision."""
+    return _candidate_record(Candidate(name, precision), "not eligible", reason)
 
 
 def _candidate_record(
     candidate: Candidate,
-    outcome: Literal["chosen", "shipped", "rejected", "not eligible"],
+    outcome: Literal["chosen", "shipped", "rejected", "failed", "not eligible"],
     reason: str,
     *,
     rank: int | None = None,

@@ -13,60 +13,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-import numpy as np
-
-from outrider.compiler.backends import BACKENDS, Backend, Built, backend
-from outrider.compiler.goals import Facts, check_goal
-from outrider.compiler.making import Bench, make, shortest_run
-from outrider.compiler.measure import BATCHES, MARGIN, Timing, measure
-from outrider.compiler.model import Array, OnnxGraph
+from outrider.compiler.backends import BACKENDS, REDUCED, Backend, backend
+from outrider.compiler.cache import Cache
+from outrider.compiler.goals import Facts, check_goal, shortfall
+from outrider.compiler.making import Bench, Left, OutOfTime, Workroom, make, shortest_run
+from outrider.compiler.measure import MARGIN, Timing, measure
+from outrider.compiler.metrics import check_metric
+from outrider.compiler.ranking import ranked
 from outrider.compiler.records import by_rank, left_record, part_record, refused_record, relative_time, trial_record
-from outrider.compiler.task import Made, Task, Trial
-from outrider.compiler.verify import labels_of
-from outrider.runtime.bundle import CandidateRecord, GoalRecord, Manifest
-from outrider.runtime.engines.base import Engine
-from outrider.runtime.errors import BadInputError, GoalUnmetError, ParityError, UnsupportedError, UsageError
+from outrider.compiler.resident import measure_rss
+from outrider.compiler.task import Made, Outcome, Task, Trial
+from outrider.runtime.bundle import CandidateRecord, Manifest
+from outrider.runtime.errors import (
+    BadDataError,
+    BadInputError,
+    EngineFault,
+    OutriderError,
+    ParityError,
+    ToolchainError,
+    UnsupportedError,
+    UsageError,
+)
 from outrider.runtime.target import Refusal
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a search found: the artifacts to ship, by rank, a record of every candidate, and the goals."""
-
-    shipped: tuple[Built, ...]
-    records: tuple[CandidateRecord, ...]
-    goals: tuple[GoalRecord, ...]
-
-
-def search(task: Task) -> Outcome:
-    """Find the artifacts to ship.
+def search(task: Task, cache: Cache) -> Outcome:
+    """Find the artifacts to ship. Ctrl-C ends it with the best so far, where there is any; in the middle of measuring,
+    with what the rule prefers.
 
     Raises UnsupportedError where no backend takes the model, ParityError where no artifact agrees with the source,
-    GoalUnmetError where no candidate meets the goals, ToolchainError.
+    ToolchainError, UsageError.
     """
     _check_goals(task)
+    known = cache.search(task)
+    if known is not None:
+        return known
     backends, refused = _backends(task)
     with ExitStack() as stack:
-        if task.measured:
-            made, left_out = _explore(task, backends, stack)
-        else:
-            made, left_out = _by_rule(task, backends, stack)
-        trials = _trials(task, made)
-    fit = [trial for trial in trials if all(record.met is not False for record in trial.goals)]
-    if not fit:
-        raise _unmet(task, trials)
-    shipped = [_fastest(fit)] if task.measured else fit
+        room = Workroom(task, cache, stack)
+        interrupted = _build_all(room, backends)
+        made = [one for bench in room.benches for one in bench.made.values() if one.candidate.part is None]
+        if not made:
+            raise _nothing(task, room)
+        timings = _timings(task, made)
+        interrupted = interrupted or timings is None
+        trials, faults = _trials(task, made, timings or {})
+        if not trials:
+            raise _nothing(task, room, faults)
+    fit = [trial for trial in trials if not trial.missed]
+    shipped = _pick(task, fit) if fit else [_closest(trials)]
     records = sorted((trial_record(task, trial, shipped) for trial in trials), key=by_rank)
-    return Outcome(
+    outcome = Outcome(
         shipped=tuple(trial.built for trial in shipped),
-        records=(*records, *left_out, *refused),
+        records=(*records, *_left_out(room), *map(left_record, faults), *refused),
         goals=shipped[0].goals,
+        interrupted=interrupted,
+        momentary=any(isinstance(one.why, OutOfTime | ToolchainError) for one in _left(room)),
     )
+    cache.keep_search(task, outcome)
+    return outcome
 
 
-def replay(task: Task, earlier: Manifest) -> Outcome:
+def replay(task: Task, cache: Cache, earlier: Manifest) -> Outcome:
     """Build again what an earlier search chose, and take over what it measured: the same bundle, byte for byte.
 
     Raises BadInputError where the earlier bundle is of another model, target or choice of candidates.
@@ -79,12 +88,13 @@ def replay(task: Task, earlier: Manifest) -> Outcome:
     backends, _ = _backends(task)
     shipped = []
     with ExitStack() as stack:
+        room = Workroom(task, cache, stack)
         for record in ranked:
             maker = backends.get(record.backend)
-            candidate = maker.recall(task.model, task.target, record.options) if maker else None
+            candidate = maker.recall(task.order, record.precision, record.options) if maker else None
             if maker is None or candidate is None or candidate.id != record.id:
                 raise BadInputError(f"this release does not know the candidate {record.id!r} of the bundle to replay")
-            made = make(task, maker, candidate, stack)
+            made = make(room, record.backend, maker, candidate)
             if isinstance(made, Refusal):
                 raise BadInputError(f"this machine cannot verify the candidate {record.id!r}: {made}")
             shipped.append(made.built)
@@ -92,14 +102,24 @@ def replay(task: Task, earlier: Manifest) -> Outcome:
 
 
 def _backends(task: Task) -> tuple[dict[str, Backend], list[CandidateRecord]]:
-    """The backends that take the model, by name, and records of those that do not."""
+    """The backends that take the model, by name, and records of those that do not, or not in some precision."""
+    wanted = task.limits.backends
+    unknown = sorted(set(wanted or ()) - set(BACKENDS))
+    if unknown:
+        raise UsageError(f"there is no backend {unknown[0]!r}", hint=f"there are {', '.join(BACKENDS)}")
     takers: dict[str, Backend] = {}
     refused: list[CandidateRecord] = []
     for name in BACKENDS:
+        if wanted is not None and name not in wanted:
+            continue
         maker = backend(name)
-        reason = maker.refuses(task.model, task.target)
+        reason = maker.refuses(task.order)
+        allowed = [precision for precision in maker.precisions if task.order.allows(precision)]
+        if reason is None and not allowed:
+            reason = f"it compiles in {', '.join(maker.precisions)} only"
         if reason is None:
             takers[name] = maker
+            refused += _not_allowed(task, name, maker)
         else:
             refused.append(refused_record(name, reason))
     if not takers:
@@ -108,103 +128,140 @@ def _backends(task: Task) -> tuple[dict[str, Backend], list[CandidateRecord]]:
     return takers, refused
 
 
-def _explore(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> tuple[list[Made], list[CandidateRecord]]:
-    """Let every backend explore. Comes back with what can be shipped, and records of what cannot."""
-    found: list[Made] = []
-    others: list[CandidateRecord] = []
-    for maker in backends.values():
-        bench = Bench(task, maker, stack)
-        maker.explore(task.model, task.target, bench)
-        bench.check()
-        found += [made for made in bench.made.values() if made.candidate.part is None]
-        measured = bench.measured
-        others += [part_record(made, measured.get(key, {})) for key, made in bench.made.items() if made.candidate.part]
-        others += [left_record(*left) for left in bench.left.values()]
-    return found, others
+def _not_allowed(task: Task, name: str, maker: Backend) -> list[CandidateRecord]:
+    """Records of reduced precisions that nothing asks for."""
+    if task.limits.precisions is not None:
+        return []
+    reason = "no goal says how much quality may be lost: state one, such as accuracy>=base-0.01, or name the precision"
+    reduced = [one for one in maker.precisions if one in REDUCED and not task.order.allows(one)]
+    return [refused_record(name, reason, precision) for precision in reduced]
 
 
-def _by_rule(task: Task, backends: Mapping[str, Backend], stack: ExitStack) -> tuple[list[Made], list[CandidateRecord]]:
-    """Build what the rule of the first backend ships. Comes back with records of what is not shipped."""
-    maker = next(iter(backends.values()))
-    bench = Bench(task, maker, stack)
-    bench.build(maker.rule(task.model, task.target))
-    if any(isinstance(why, ParityError) for _, why in bench.left.values()):
-        bench.build_faithful()
-    bench.check()
-    return list(bench.made.values()), [left_record(*left) for left in bench.left.values()]
+def _build_all(room: Workroom, backends: Mapping[str, Backend]) -> bool:
+    """Let every backend explore, or build what its rule says; whether Ctrl-C ended it, with something that ships."""
+    try:
+        for name, maker in backends.items():
+            bench = Bench(room, name, maker)
+            if room.task.measured:
+                maker.explore(room.task.order, bench)
+            else:
+                bench.build(maker.rule(room.task.order))
+            if not room.task.measured or not bench.ships():
+                bench.mend()
+    except KeyboardInterrupt:
+        if not (room.task.limits.settle and any(bench.ships() for bench in room.benches)):
+            raise
+        room.task.progress("interrupted: measuring the best so far")
+        return True
+    return False
 
 
-def _trials(task: Task, made: Sequence[Made]) -> list[Trial]:
-    """Measure what runs here against each other, and hold it against the goals."""
-    timings: dict[str, Timing] = {}
+def _left_out(room: Workroom) -> list[CandidateRecord]:
+    """Records of what cannot be shipped: mere parts, and what failed."""
+    records: list[CandidateRecord] = []
+    for bench in room.benches:
+        parts = [(key, made) for key, made in bench.made.items() if made.candidate.part]
+        records += [part_record(made, bench.measured.get(key, {})) for key, made in parts]
+        records += [left_record(left) for left in bench.left.values()]
+    return records
+
+
+def _left(room: Workroom) -> list[Left]:
+    return [one for bench in room.benches for one in bench.left.values()]
+
+
+def _nothing(task: Task, room: Workroom, faults: Sequence[Left] = ()) -> OutriderError:
+    """Why nothing is left: the one reason where all share it, else what each says."""
+    left = [*faults, *_left(room)]
+    errors = [one.why for one in left if isinstance(one.why, OutriderError)]
+    if len(left) == len(errors) == 1:
+        return errors[0]
+    kinds = (ParityError, BadDataError, UnsupportedError)
+    worst = next((e for kind in kinds for e in errors if isinstance(e, kind)), None)
+    reasons = "; ".join(f"{one.candidate.id}: {one.why}" for one in left)
+    if worst is not None:
+        return worst
+    if errors:
+        return ToolchainError(f"no candidate could be built for {task.target.name}", hint=reasons)
+    return UnsupportedError(f"nothing runs on {task.target.name}", hint=reasons)
+
+
+def _timings(task: Task, made: Sequence[Made]) -> dict[str, Timing] | None:
+    """What runs here, measured against each other; None where Ctrl-C ended it, and no goal is on time."""
     runs = {one.candidate.id: shortest_run(task, one.engine) for one in made if one.runs_here and task.runs_here}
-    if runs:
-        task.progress("measuring")
-        payload = task.model.payload
-        fixed = payload.batch if isinstance(payload, OnnxGraph) else None
-        timings = measure(runs, task.truth.inputs, batches=(fixed,) if fixed else BATCHES)
-    facts = {one.candidate.id: _facts(task, one.built, one.engine, timings) for one in made}
-    return [
-        Trial(
-            built=one.built,
-            parity=one.parity,
-            how=one.how,
-            timing=timings.get(one.candidate.id),
-            goals=tuple(check_goal(goal, facts[one.candidate.id]) for goal in task.goals),
-        )
-        for one in made
-    ]
+    if not runs:
+        return {}
+    task.progress("measuring")
+    try:
+        return measure(runs, task.load)
+    except KeyboardInterrupt:
+        if not task.limits.settle or any(goal.metric in ("p50", "p99") for goal in task.goals):
+            raise
+        task.progress("interrupted: choosing by the rule")
+        return None
 
 
-def _facts(task: Task, built: Built, engine: Engine, timings: dict[str, Timing]) -> Facts:
-    timing = timings.get(built.candidate.id)
-    accuracy = base = None
-    if any(goal.metric == "accuracy" for goal in task.goals):
-        base = _accuracy(task, task.truth.outputs)
-        accuracy = _accuracy(task, engine.run(task.truth.inputs))
+def _trials(task: Task, made: Sequence[Made], timings: Mapping[str, Timing]) -> tuple[list[Trial], list[Left]]:
+    """What was made against the goals; and what failed as it was measured."""
+    trials: list[Trial] = []
+    faults: list[Left] = []
+    for one in made:
+        timing = timings.get(one.candidate.id)
+        try:
+            facts = _facts(task, one, timing)
+        except EngineFault as e:
+            faults.append(Left(one.candidate, e))
+            continue
+        goals = tuple(check_goal(goal, facts) for goal in task.goals)
+        trials.append(Trial(built=one.built, parity=one.parity, how=one.how, timing=timing, goals=goals))
+    return trials, faults
+
+
+def _facts(task: Task, made: Made, timing: Timing | None) -> Facts:
+    built = made.built
+    asked = made.runs_here and any(goal.metric == "rss" for goal in task.goals)
     return Facts(
         p50=timing.p50_ms if timing else None,
         p99=timing.p99_ms if timing else None,
         size=len(built.data),
-        accuracy=accuracy,
-        base_accuracy=base,
+        rss=measure_rss(built.entry, built.data, task.model.signature, task.load.parts(1)[0]) if asked else None,
+        quality=made.quality,
     )
 
 
-def _accuracy(task: Task, outputs: Mapping[str, Array]) -> float:
-    predicted, labels = labels_of(outputs, task.model.signature), task.truth.labels
-    assert predicted is not None
-    assert labels is not None
-    return float(np.mean(predicted == labels))
-
-
 def _check_goals(task: Task) -> None:
-    """Refuse goals that nothing could be measured against."""
+    """Refuse goals that nothing could be measured against.
+
+    Raises UsageError, BadInputError for a function of the caller's that fails on the source model.
+    """
     for goal in task.goals:
-        if goal.metric == "accuracy":
-            if task.truth.labels is None:
-                raise UsageError(
-                    f"the goal {goal.text!r} needs real rows with their labels",
-                    hint="give calibration with an entry, or column, named label",
-                )
-            if labels_of(task.truth.outputs, task.model.signature) is None:
-                raise UsageError(f"the goal {goal.text!r} needs a classifier with known class labels")
+        if goal.on_quality:
+            check_metric(goal.metric, task.truth, task.model.signature, own=task.evaluate is not None)
         elif goal.metric != "size" and not task.runs_here:
             raise UsageError(
                 f"the goal {goal.text!r} cannot be measured for {task.target.name} on this machine",
                 hint="compile on a machine of the target, or leave it to the device's probe",
             )
+    _ = task.base  # what the caller's function cannot do should be known before anything is built
 
 
-def _unmet(task: Task, trials: Sequence[Trial]) -> GoalUnmetError:
-    closest = min(trials, key=lambda trial: sum(record.met is False for record in trial.goals))
-    missed = [record for record in closest.goals if record.met is False]
-    found = ", ".join(
-        f"{record.text} (measured {record.measured:.4g} {record.unit}".rstrip() + ")" for record in missed
-    )
-    return GoalUnmetError(
-        f"no candidate meets the goals for {task.target.name}; the closest, {closest.id}, misses {found}"
-    )
+def _pick(task: Task, fit: Sequence[Trial]) -> list[Trial]:
+    """What to ship of those that meet the goals."""
+    ordered = _by_rule(task, fit)
+    if not task.measured:
+        return ordered
+    return [_fastest(fit)] if fit[0].timing is not None else ordered[:1]
+
+
+def _by_rule(task: Task, trials: Sequence[Trial]) -> list[Trial]:
+    """In the order in which a device tries them."""
+    by_id = {trial.id: trial for trial in trials}
+    return [by_id[one.id] for one in ranked(task.target.arch, [trial.built.candidate for trial in trials])]
+
+
+def _closest(trials: Sequence[Trial]) -> Trial:
+    """What misses the fewest goals, and of those the one that is least beyond the first that it misses."""
+    return min(trials, key=lambda trial: (len(trial.missed), shortfall(trial.missed[0])))
 
 
 def _fastest(trials: Sequence[Trial]) -> Trial:

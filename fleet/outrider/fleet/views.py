@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import func, select
@@ -33,20 +33,20 @@ from outrider.runtime.api_client.types import (
     RolloutSettings,
     TriggerInfo,
 )
-from outrider.runtime.messages import BundleRef, Reported
+from outrider.runtime.messages import ArtifactTrial, BundleRef, Reported
 from outrider.runtime.target import Target
 from outrider.runtime.trust import decode_envelope
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def _same_fields(row: object, kind: type[T]) -> T:
-    """A record whose fields are the row's columns of the same names."""
-    return kind(**{name: getattr(row, name) for name in kind.__struct_fields__})
+def _same_fields(row: object, kind: type[T], **others: object) -> T:
+    """A record whose fields are `others`, and the row's columns of the same names."""
+    return kind(**{name: getattr(row, name) for name in kind.__struct_fields__ if name not in others}, **others)
 
 
-def device_infos(session: Session, rows: list[DeviceRow]) -> list[DeviceInfo]:
-    """Devices with the names of what they run."""
+def device_infos(session: Session, rows: list[DeviceRow], *, trials: bool = False) -> list[DeviceInfo]:
+    """Devices with the names of what they run, and what they found of its artifacts where that is asked for."""
     wanted = {row.active_bundle for row in rows if row.active_bundle}
     bundles = {
         bundle.sha256: BundleRef(sha256=bundle.sha256, name=bundle.name, version=bundle.version)
@@ -54,10 +54,31 @@ def device_infos(session: Session, rows: list[DeviceRow]) -> list[DeviceInfo]:
             select(BundleRow.sha256, BundleRow.name, BundleRow.version).where(BundleRow.sha256.in_(wanted))
         )
     }
-    return [_device_info(row, bundles.get(row.active_bundle or "")) for row in rows]
+    return [
+        _device_info(row, bundles.get(row.active_bundle or ""), _last_trials(session, row) if trials else ())
+        for row in rows
+    ]
 
 
-def _device_info(row: DeviceRow, active: BundleRef | None) -> DeviceInfo:
+def _last_trials(session: Session, row: DeviceRow) -> tuple[ArtifactTrial, ...]:
+    """What a device found last of the artifacts of the bundle that it runs."""
+    if row.active_bundle is None:
+        return ()
+    query = (
+        select(DeploymentRow.trials)
+        .where(DeploymentRow.device == row.id, DeploymentRow.bundle == row.active_bundle)
+        .where(DeploymentRow.trials.is_not(None))
+        .order_by(DeploymentRow.id.desc())
+        .limit(1)
+    )
+    return _trials(session.scalars(query).first())
+
+
+def _trials(stored: list[dict[str, Any]] | None) -> tuple[ArtifactTrial, ...]:
+    return msgspec.convert(stored or [], tuple[ArtifactTrial, ...])
+
+
+def _device_info(row: DeviceRow, active: BundleRef | None, trials: tuple[ArtifactTrial, ...]) -> DeviceInfo:
     return DeviceInfo(
         id=row.id,
         tenant=row.tenant,
@@ -73,6 +94,7 @@ def _device_info(row: DeviceRow, active: BundleRef | None) -> DeviceInfo:
         active=active,
         reported=None if row.reported is None else msgspec.convert(row.reported, Reported),
         flagged=row.flagged,
+        trials=trials,
     )
 
 
@@ -129,7 +151,7 @@ def rollout_infos(session: Session, rows: list[RolloutRow], *, deployments: bool
             .where(DeploymentRow.rollout.in_(identifiers))
             .order_by(DeploymentRow.wave, DeploymentRow.device)
         ):
-            listed[row.rollout].append(_same_fields(row, DeploymentInfo))
+            listed[row.rollout].append(_same_fields(row, DeploymentInfo, trials=_trials(row.trials)))
     return [_rollout_info(row, releases[row.release], counts[row.id], tuple(listed[row.id])) for row in rows]
 
 

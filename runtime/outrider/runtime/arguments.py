@@ -8,6 +8,13 @@ from typing import Any, NoReturn
 from outrider.runtime.errors import UsageError
 
 
+def positive(text: str) -> int:
+    """An option's value that counts something: 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 class HelpShown(SystemExit):
     """The help or the version was asked for and printed; nothing else is to be done."""
 

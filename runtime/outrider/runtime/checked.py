@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.runtime.bundle.manifest import Manifest
-from outrider.runtime.engines.base import Array, Engine
+from outrider.runtime.bundle.manifest import Manifest, Signature
+from outrider.runtime.engines.base import Array, Engine, numpy_dtype
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.tensors import check_inputs, derive, frame_to_matrix, is_frame
 
@@ -32,9 +32,13 @@ class CheckedModel:
         matrix = len(inputs) == 1 and inputs[0].dtype == "float32" and len(inputs[0].shape) == 2
         if tap is not None and not matrix:
             raise BadDataError("a tap needs a model of one float32 matrix")
+        self._plain = _PlainInput(self._signature, manifest) if len(inputs) == 1 and tap is None else None
 
     def predict(self, x: Any) -> Array:
         """The main output for `x`, an array or a DataFrame. Raises BadDataError."""
+        plain = self._plain
+        if plain is not None and plain.fits(x):
+            return self._engine.run({plain.name: x})[self._signature.predict]
         return self._run(self._one_input(x))[self._signature.predict]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -84,6 +88,26 @@ class CheckedModel:
         if self._tap is not None:
             self._tap.observe(_as_single(inputs[self._signature.inputs[0].name]), outputs)
         return outputs
+
+
+class _PlainInput:
+    """The only input of a model: whether an array is just what an engine takes, found out in no time."""
+
+    def __init__(self, signature: Signature, manifest: Manifest) -> None:
+        (spec,) = signature.inputs
+        self.name = spec.name
+        self._dtype, self._free = numpy_dtype(spec.dtype), int(signature.batched)
+        fixed = spec.shape[self._free :]
+        computed = {name for artifact in manifest.artifacts for name in artifact.outputs}
+        self._usable = None not in fixed and signature.predict in computed and not self._dtype.hasobject
+        self._axes, self._shape = len(spec.shape), fixed
+
+    def fits(self, x: Any) -> bool:
+        """Whether `x` needs neither a check nor a change."""
+        if not self._usable or type(x) is not np.ndarray or x.dtype != self._dtype or x.ndim != self._axes:
+            return False
+        flags = x.flags
+        return bool(x.shape[self._free :] == self._shape and flags.c_contiguous and flags.aligned)
 
 
 def _as_single(features: Array) -> NDArray[np.float32]:

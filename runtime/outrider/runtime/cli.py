@@ -33,7 +33,15 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "train": Command("outrider.trainer.cli:train", "train a model from a recipe", "trainer"),
     "compile": Command("outrider.compiler.cli:main", "compile a model to a bundle", "compiler"),
+    "explain": Command("outrider.compiler.explain:main", "why a bundle holds what it holds", "compiler"),
+    "bench": Command("outrider.compiler.bench:main", "time a bundle's artifacts on this machine", "compiler"),
+    "rebuild": Command("outrider.compiler.rebuild:main", "build a bundle again: the same bytes?", "compiler"),
+    "debug": Command("outrider.compiler.debug.cli:main", "where a compiled network leaves its source", "compiler"),
+    "targets": Command("outrider.targets.cli:main", "what can be compiled for, and the engines for it"),
     "inspect": Command("outrider.runtime.bundle.cli:inspect", "show and check a bundle"),
+    "verify": Command("outrider.runtime.verify:main", "replay a bundle's golden vectors on this machine"),
+    "diff": Command("outrider.runtime.bundle.diff:main", "what differs between two bundles"),
+    "check": Command("outrider.runtime.check:main", "would a bundle run on a device, by what it printed of itself"),
     "keys": Command("outrider.runtime.trust.cli:keys", "make signing keys"),
     "sign": Command("outrider.runtime.trust.cli:sign", "sign a bundle"),
     "publish": Command(

@@ -166,9 +166,19 @@ class UsageError(OutriderError):
 
 
 class GoalUnmetError(OutriderError):
-    """No candidate meets the stated goals."""
+    """No candidate meets the stated goals.
+
+    `kept` is the path of a bundle of the candidate that comes closest, marked as one that misses them, and `table` says
+    as text what became of every candidate; None and empty where the error comes from elsewhere than a compile.
+    """
 
     exit_code = 3
+
+    def __init__(
+        self, message: str | None = None, *, hint: str | None = None, kept: str | None = None, table: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kept, self.table = kept, table
 
 
 class UnsupportedError(OutriderError):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outrider.runtime.admission import admit, needs_of
-from outrider.runtime.bundle import open_bundle
+from outrider.runtime.bundle import open_bundle, read_manifest
+from outrider.runtime.choice import choice_of, write_choice
 from outrider.runtime.durable import storage_errors
 from outrider.runtime.engines import available
 from outrider.runtime.errors import (
@@ -23,6 +24,7 @@ from outrider.runtime.errors import (
     UnavailableError,
 )
 from outrider.runtime.fetch import BlockFile, Source, allocated_bytes, fetch_bundle
+from outrider.runtime.messages import ArtifactTrial
 from outrider.runtime.offer import check_slot
 from outrider.runtime.prober import Prober
 from outrider.runtime.store import Store
@@ -49,11 +51,25 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Setback:
-    """Why an act did not succeed. `reason` is machine-readable, `retry` says that it may work later."""
+    """Why an act did not succeed. `reason` is machine-readable, `retry` says that it may work later.
+
+    `trials`: what a probe found of each artifact, where there are several.
+    """
 
     reason: str
     detail: str
     retry: bool = False
+    trials: tuple[ArtifactTrial, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A probe that passed, and what it found of each of several artifacts."""
+
+    trials: tuple[ArtifactTrial, ...]
+
+
+Outcome = bool | Setback | Tried
 
 
 class Installation:
@@ -64,7 +80,7 @@ class Installation:
         self._device = device
         self._store = device.store
         self._interrupted = interrupted
-        self._acts: dict[Action, Callable[[Deployment], bool | Setback]] = {
+        self._acts: dict[Action, Callable[[Deployment], Outcome]] = {
             "admit": self._admit,
             "reserve": self._reserve,
             "fetch": self._fetch,
@@ -76,8 +92,8 @@ class Installation:
             "restore": self._restore,
         }
 
-    def carry_out(self, action: Action, deployment: Deployment) -> bool | Setback:
-        """Do one act: True when it is done, False when it was interrupted, or why it failed. Never raises."""
+    def carry_out(self, action: Action, deployment: Deployment) -> Outcome:
+        """Do one act: True or `Tried` when it is done, False when interrupted, or why it failed. Never raises."""
         try:
             return self._acts[action](deployment)
         except StorageFullError as e:
@@ -171,16 +187,21 @@ class Installation:
         )
         return True if refusal is None else Setback(reason=refusal.code, detail=str(refusal))
 
-    def _probe(self, deployment: Deployment) -> bool | Setback:
-        """Golden vectors on this silicon, in a process that may die."""
+    def _probe(self, deployment: Deployment) -> Outcome:
+        """Golden vectors on this silicon, in a process that may die; of several artifacts the fastest is kept."""
         wanted = deployment.wanted
         self._store.checkpoint("probe.begin")
         path = self._store.slots.bundle_path(wanted.bundle)
         result = self._device.prober(path, self._write_trust(), wanted.health, self._interrupted)
+        if result is not None and result.candidate:
+            # On disk before the journal says ARMED: whatever the slot runs from then on, it finds its choice.
+            write_choice(path, self._slot, choice_of(read_manifest(path), result.candidate, result.sound))
         self._store.checkpoint("probe.done")
         if result is None:
             return False
-        return True if result.passed else Setback(reason=result.reason, detail=result.detail)
+        if not result.passed:
+            return Setback(reason=result.reason, detail=result.detail, trials=result.trials)
+        return Tried(trials=result.trials) if result.trials else True
 
     def _swap(self, deployment: Deployment) -> bool | Setback:
         self._store.slots.swap(self._slot, deployment.wanted.bundle, deployment.fallback)

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from outrider.runtime.bundle import Bundle, open_bundle
+from outrider.runtime.choice import recall_choice
 from outrider.runtime.errors import BadInputError, EngineFault
 from outrider.runtime.models import Live, Models
 from outrider.runtime.profile import Baseline, decode_baseline
@@ -49,7 +50,8 @@ class Serving:
         self._lock = threading.Lock()
 
     def activate(self, slot: str, path: Path | None) -> None:
-        """Serve this bundle in the slot from the next request on; None: serve nothing there.
+        """Serve this bundle in the slot from the next request on, by the artifact that its probe kept; None: serve
+        nothing there.
 
         Raises what `load` raises; then the slot goes on with what it had.
         """
@@ -60,8 +62,16 @@ class Serving:
         if self._models.sha256(slot) == bundle.sha256:
             return
         meter = self._telemetry.attach(slot, bundle.sha256, _baseline(bundle))
+        choice = recall_choice(path, slot, bundle.manifest)
         try:
-            session = load(path, self._trust, tap=meter if meter.counter is not None else None, target=self._target)
+            session = load(
+                path,
+                self._trust,
+                tap=meter if meter.counter is not None else None,
+                target=self._target,
+                prefer=None if choice is None else choice.candidate,
+                only=None if choice is None else choice.sound,
+            )
         except BaseException:
             self._telemetry.detach(meter)
             raise
@@ -71,7 +81,13 @@ class Serving:
             Live(slot, bundle.sha256, session, meter=meter, on_closed=lambda: self._telemetry.detach(meter))
         )
         manifest = bundle.manifest
-        log.info("slot %s serves %s %s", slot, manifest.name, manifest.version, extra={"bundle": bundle.sha256[:16]})
+        log.info(
+            "slot %s serves %s %s",
+            slot,
+            manifest.name,
+            manifest.version,
+            extra={"bundle": bundle.sha256[:16], "artifact": session.artifact.candidate},
+        )
 
     # What the server tells -----------------------------------------------------------------------------------------
 

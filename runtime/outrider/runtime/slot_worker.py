@@ -12,9 +12,11 @@ import threading
 import time
 from collections import deque
 
+from msgspec import UNSET
+
 from outrider.runtime import updater
 from outrider.runtime.errors import StorageError
-from outrider.runtime.installation import Device, Installation, Setback
+from outrider.runtime.installation import Device, Installation, Setback, Tried
 from outrider.runtime.messages import BundleRef, Desired, Event, SlotReport
 from outrider.runtime.updater import Action, Deployment
 
@@ -164,12 +166,20 @@ class SlotWorker:
         outcome = self._installation.carry_out(action, deployment)
         now = time.monotonic()
         if isinstance(outcome, Setback):
-            reason, detail, retry = outcome.reason, outcome.detail, outcome.retry
             self._apply(
-                updater.Failed(key=deployment.key, action=action, reason=reason, detail=detail, retry=retry, now=now)
+                updater.Failed(
+                    key=deployment.key,
+                    action=action,
+                    reason=outcome.reason,
+                    detail=outcome.detail,
+                    retry=outcome.retry,
+                    now=now,
+                    trials=outcome.trials,
+                )
             )
         elif outcome:
-            self._apply(updater.Succeeded(key=deployment.key, action=action, now=now, wall=time.time()))
+            trials = outcome.trials if isinstance(outcome, Tried) else ()
+            self._apply(updater.Succeeded(key=deployment.key, action=action, now=now, wall=time.time(), trials=trials))
 
     def _can_take_up(self) -> bool:
         return self._desired is not None and (self._deployment is None or self._deployment.undo is None)
@@ -219,6 +229,7 @@ class SlotWorker:
             slots.restore(self.slot, previous)
 
     def _message(self, old: Deployment | None, new: Deployment) -> Event:
+        probed = bool(new.trials) and old is not None and old.key == new.key and not old.trials
         return Event(
             v=1,
             boot_id=self._device.boot_id,
@@ -232,6 +243,7 @@ class SlotWorker:
             bundle=new.wanted.bundle,
             reason=new.reason,
             detail=new.detail,
+            trials=new.trials if probed else UNSET,
         )
 
     def _interrupted(self) -> bool:

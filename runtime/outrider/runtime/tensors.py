@@ -26,7 +26,7 @@ def check_inputs(inputs: Mapping[str, Any], signature: Signature, *, doubles: bo
         raise BadDataError(f"got the inputs {given}; expected {', '.join(names)}")
     doubles = doubles and len(names) == 1
     checked = {spec.name: _check_array(spec, inputs[spec.name], signature, doubles) for spec in signature.inputs}
-    rows = {name: len(array) for name, array in checked.items()}
+    rows = {name: len(array) for name, array in checked.items()} if signature.batched else {}
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
         raise BadDataError(f"the inputs differ in their number of rows: {listed}")

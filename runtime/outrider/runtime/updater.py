@@ -39,7 +39,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from outrider.runtime.messages import TERMINAL_STATES, SlotDesired, State
+from outrider.runtime.messages import TERMINAL_STATES, ArtifactTrial, SlotDesired, State
 
 Action = Literal["admit", "reserve", "fetch", "stage", "inspect", "probe", "swap", "activate", "restore", "collect"]
 Outcome = Literal["ROLLED_BACK", "REJECTED", "FAILED", "SUPERSEDED"]
@@ -103,7 +103,8 @@ class Deployment(_Record, frozen=True, kw_only=True):
 
     `until` is when to act next: fetch again (FETCHING), swap (ARMED), commit (SOAKING), restore again (`undo`);
     None while an action runs. `fallback` is the bundle that was active before, or None for a first one.
-    `boots` counts restarts in this state that nobody ordered, `tries` the fetches that reached nobody.
+    `boots` counts restarts in this state that nobody ordered, `tries` the fetches that reached nobody. `trials` is what
+    the probe found of each artifact of a bundle that has several.
     """
 
     slot: str
@@ -123,6 +124,7 @@ class Deployment(_Record, frozen=True, kw_only=True):
     tries: int = 0
     fallback: str | None = None
     undo: Undo | None = None
+    trials: tuple[ArtifactTrial, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -161,16 +163,17 @@ class Withdrawn(_Record, frozen=True, kw_only=True):
 
 
 class Succeeded(_Record, frozen=True, kw_only=True):
-    """An action was carried out for the update with this key."""
+    """An action was carried out for the update with this key. `trials`: what a probe found."""
 
     key: Key
     action: Action
     now: float
     wall: float
+    trials: tuple[ArtifactTrial, ...] = ()
 
 
 class Failed(_Record, frozen=True, kw_only=True):
-    """An action failed. `reason` is machine-readable; `retry` says that it may work later."""
+    """An action failed. `reason` is machine-readable; `retry`: it may work later. `trials`: see `Succeeded`."""
 
     key: Key
     action: Action
@@ -178,6 +181,7 @@ class Failed(_Record, frozen=True, kw_only=True):
     detail: str
     retry: bool
     now: float
+    trials: tuple[ArtifactTrial, ...] = ()
 
 
 class HealthFailed(_Record, frozen=True, kw_only=True):
@@ -318,7 +322,8 @@ def _succeeded(old: Deployment, event: Succeeded) -> Deployment:
         return _finish(replace(old, undo=None), old.undo.outcome, old.undo.reason, old.undo.detail)
     if old.state == "SOAKING":
         return replace(old, until=event.now + old.wanted.health.soak_s)
-    return _enter(old, _WORK[old.state][1], event.now, event.wall)
+    entered = _enter(old, _WORK[old.state][1], event.now, event.wall)
+    return replace(entered, trials=event.trials) if event.action == "probe" else entered
 
 
 def _failed(old: Deployment, event: Failed) -> Deployment:
@@ -334,7 +339,8 @@ def _failed(old: Deployment, event: Failed) -> Deployment:
     outcome: Outcome = "REJECTED" if event.action in _DECLINING or event.reason == "disk" else "FAILED"
     if event.action == "swap":  # the link may have been changed or not
         return _take_back(old, Undo(outcome=outcome, reason=event.reason, detail=event.detail))
-    return _finish(old, outcome, event.reason, event.detail)
+    found = replace(old, trials=event.trials) if event.action == "probe" else old
+    return _finish(found, outcome, event.reason, event.detail)
 
 
 def _health_failed(old: Deployment, event: HealthFailed) -> Deployment:

@@ -42,6 +42,7 @@ WASM_FLAGS = (
     *(*_C_FLAGS, *_LINK_FLAGS),
     *("-Wl,--no-entry", "-Wl,--export-dynamic", "-Wl,--export=__heap_base", "-Wl,-z,stack-size=1048576"),
 )
+LINK_FLAGS = ("-shared", "-fPIC", "-s", "-lm", "-Wl,--as-needed", "-Wl,--build-id=none")
 PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export-dynamic")
 
 
@@ -69,6 +70,19 @@ def build_program(sources: Mapping[str, str | bytes], out: Path, target: Target,
         return _build(sources, out, target, (toolchain.target, toolchain.cpu), (*PROGRAM_FLAGS, *flags))
     dynamic = () if "-static" in flags else ("-dynamic",)  # which is not the default for musl
     return _build(sources, out, target, (toolchain.musl, toolchain.cpu), (*PROGRAM_FLAGS, *dynamic, *flags))
+
+
+def link_shared(objects: Mapping[str, bytes], target: Target) -> bytes:
+    """Link object files, by name, to a shared library that needs the target's glibc and its mathematics at most.
+
+    What they leave undefined beyond that is looked up where the library is loaded. Raises ToolchainError.
+    """
+    toolchain = board_of(target).toolchain
+    with tempfile.TemporaryDirectory(prefix="outrider-link-") as folder:
+        for name, content in objects.items():
+            Path(folder, name).write_bytes(content)
+        _run_compiler(["-target", toolchain.target, *LINK_FLAGS, *sorted(objects), "-o", "artifact"], folder, target)
+        return Path(folder, "artifact").read_bytes()
 
 
 def _build(

@@ -26,8 +26,20 @@ from outrider.fleet.manager.apply import Known, apply_event, apply_reported
 from outrider.fleet.manager.identity import PresenceBook
 from outrider.fleet.manager.ingest import BATCH, Ingest
 from outrider.fleet.manager.link import Incoming
+from outrider.fleet.views import device_infos
 from outrider.runtime.errors import UnavailableError
-from outrider.runtime.messages import BundleRef, Disk, Event, Presence, Reported, SlotReport, State, encode
+from outrider.runtime.messages import (
+    ArtifactTrial,
+    BundleRef,
+    Disk,
+    Event,
+    Presence,
+    Reported,
+    SlotReport,
+    State,
+    decode,
+    encode,
+)
 from outrider.runtime.messages.payloads import MAX_SLOTS
 from outrider.runtime.target import Target
 
@@ -176,6 +188,35 @@ def test_an_event_that_comes_after_the_reported_state_says_why(shared: Database)
     with shared.read() as session:
         row = session.scalars(select(DeploymentRow).filter_by(device=device)).one()
     assert (row.state, row.reason, row.detail) == ("FAILED", "digest", "other bytes")
+
+
+def test_what_a_device_found_of_each_artifact_is_kept(shared: Database) -> None:
+    device = new_device(shared)
+    found = (
+        ArtifactTrial(candidate="int8", passed=False, reason="golden", detail="y is out of tolerance"),
+        ArtifactTrial(candidate="fp32", passed=True, kept=True, p50_ms=1.5, p99_ms=2.0, rss_bytes=1 << 20),
+    )
+    probed = decode(encode(msgspec.structs.replace(step(7, "ARMED"), trials=found)), Event)
+    take(shared, device, step(8, "SOAKING"), probed, step(9, "COMMITTED"))
+    with shared.read() as session:
+        row = session.scalars(select(DeploymentRow).filter_by(device=device)).one()
+    assert row.state == "COMMITTED"
+    assert msgspec.convert(row.trials, tuple[ArtifactTrial, ...]) == found
+    with shared.session() as session:
+        session.add(DeviceBootRow(device=device, boot_id="b", first_seen=0.0))
+    take(shared, device, reported(10, "COMMITTED"))
+    with shared.read() as session:
+        (info,) = device_infos(session, [session.get_one(DeviceRow, device)], trials=True)
+        (brief,) = device_infos(session, [session.get_one(DeviceRow, device)])
+    assert (info.trials, brief.trials) == (found, ())
+
+
+def test_trials_of_another_attempt_are_not_kept(shared: Database) -> None:
+    device = new_device(shared, attempt=2)
+    found = (ArtifactTrial(candidate="fp32", passed=True, kept=True, p50_ms=1.5),)
+    take(shared, device, msgspec.structs.replace(step(1, "ARMED", attempt=1), trials=found))
+    with shared.read() as session:
+        assert session.scalars(select(DeploymentRow.trials).filter_by(device=device)).one() is None
 
 
 # Presence -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from outrider.runtime.api_client import BundleInfo, DeviceInfo, Enrolment, Enrol
 from outrider.runtime.bundle import (
     ArtifactEntry,
     CandidateRecord,
+    GoalRecord,
     Golden,
     Manifest,
     Signature,
@@ -145,7 +146,13 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     """Write a small bundle; its artifact is never run here."""
 
     def make(
-        name: str = "fraud", version: str = "1", target: str = "host", *, artifact: bytes = b"code", run: str = "run-1"
+        name: str = "fraud",
+        version: str = "1",
+        target: str = "host",
+        *,
+        artifact: bytes = b"code",
+        run: str = "run-1",
+        goals: tuple[GoalRecord, ...] = (),
     ) -> Path:
         files = {
             "artifacts/k2/model.so": artifact,
@@ -161,6 +168,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
             name=name,
             version=version,
             target=target,
+            goals=goals,
             signature=Signature(
                 inputs=(TensorSpec(name="features", dtype="float32", shape=(None, 2)),),
                 outputs=(TensorSpec(name="score", dtype="float32", shape=(None,)),),

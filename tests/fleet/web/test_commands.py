@@ -7,23 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from outrider.fleet.auth import write_key_file
 from outrider.fleet.cli.fleet import main as fleet_main
 from outrider.fleet.cli.publish import main as publish_main
 from outrider.fleet.cli.publish import signature
-from outrider.fleet.db import DeviceRow
+from outrider.fleet.db import DeploymentRow, DeviceRow
+from outrider.runtime.bundle import GoalRecord
 from outrider.runtime.cli import main
 from outrider.runtime.errors import (
     BadDataError,
     BadInputError,
     ConflictError,
+    GoalUnmetError,
     NotFoundError,
     UnknownKeyError,
     UnsignedError,
     UsageError,
 )
+from outrider.runtime.messages import ArtifactTrial
 from outrider.runtime.trust import generate_key, write_key_pair
 from outrider.runtime.trust.cli import default_key_path
 from outrider.runtime.trust.statements import signature_path
@@ -62,6 +66,40 @@ def test_devices(web: Any, run: Run) -> None:
     assert json.loads(run("devices", "--json"))[0]["group"] == "tills"
     assert json.loads(run("devices", "--group", "other", "--json")) == []
     assert "till-7" in run("device", "show", "till-7")
+
+
+def test_what_a_device_found_of_each_artifact(web: Any, run: Run) -> None:
+    bundle = web.published()
+    web.enrol("till-7", "tills")
+    web.enrol("till-8", "tills")
+    run("rollout", "create", "--bundle", "fraud:1", "--group", "tills")
+    found = (
+        ArtifactTrial(candidate="onnx-int8", passed=False, reason="golden", detail="y is [red]out[/red]"),
+        ArtifactTrial(candidate="ncnn-fp32", passed=True, kept=True, p50_ms=12.345, p99_ms=20.0, rss_bytes=42_000_000),
+    )
+    with web.state.database.session() as session:
+        session.get_one(DeviceRow, "till-7").active_bundle = bundle.sha256
+        for device, trials in (("till-7", msgspec.to_builtins(found)), ("till-8", None)):
+            session.add(
+                DeploymentRow(
+                    rollout=1,
+                    device=device,
+                    bundle=bundle.sha256,
+                    wave=0,
+                    state="COMMITTED",
+                    trials=trials,
+                    created=1.0,
+                    updated=2.0,
+                )
+            )
+    assert web.client.device("till-7").trials == found
+    assert web.client.device("till-8").trials == ()
+    assert [one.trials for one in web.client.rollout(1).deployments] == [found, ()]
+    for shown in (run("device", "show", "till-7"), run("rollout", "show", "1")):
+        for word in ("onnx-int8", "golden", "[red]", "ncnn-fp32", "kept", "12.3", "42.0"):
+            assert word in shown
+    assert "p50 ms" not in run("device", "show", "till-8")
+    assert json.loads(run("device", "show", "till-7", "--json"))["trials"][1]["kept"] is True
 
 
 def test_what_devices_send_is_never_markup(web: Any, run: Run) -> None:
@@ -222,6 +260,18 @@ def test_publishing_signs_what_is_not_signed(
     assert len(web.client.bundles()) == 2
     assert publish_main([*paths, *connection]) == 0  # signed by now, so no key is needed
     assert len(web.client.bundles()) == 2
+
+
+def test_what_misses_its_goals_is_published_only_when_told(
+    web: Any, make_bundle: Callable[..., Path], key_file: str
+) -> None:
+    missed = GoalRecord(text="p99<=1ms", metric="p99", relation="<=", bound=1.0, unit="ms", measured=2.0, met=False)
+    arguments = [str(make_bundle(goals=(missed,))), "--key", key_file, "--url", web.url, "--api-key", web.key]
+    with pytest.raises(GoalUnmetError, match="p99<=1ms"):
+        publish_main(arguments)
+    assert web.client.bundles() == []
+    assert publish_main([*arguments, "--unmet"]) == 0
+    assert len(web.client.bundles()) == 1
 
 
 def test_publishing_without_signature_or_key(web: Any, make_bundle: Callable[..., Path]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from outrider.runtime.admission import needs_of
-from outrider.runtime.bundle import encode_npy, file_entry, open_bundle, write_bundle
+from outrider.runtime.bundle import Manifest, encode_npy, file_entry, open_bundle, write_bundle
 from outrider.runtime.errors import UnavailableError
 from outrider.runtime.fetch import BlockFile
 from outrider.runtime.installer import Installer
@@ -80,10 +80,22 @@ class Fleet:
         )
 
     def bundle(
-        self, version: str = "1", *, library: bytes | None = None, pad: int = 0, wrong: bool = False, **wanted: Any
+        self,
+        version: str = "1",
+        *,
+        library: bytes | None = None,
+        several: Mapping[str, bytes] | None = None,
+        pad: int = 0,
+        wrong: bool = False,
+        **wanted: Any,
     ) -> Made:
-        """A bundle with its signature; `pad` bytes make it larger, `wrong` spoils its golden outputs."""
+        """A bundle with its signature; `pad` bytes make it larger, `wrong` spoils its golden outputs.
+
+        `several`: libraries by candidate, in the order of their ranks, instead of the only one.
+        """
         manifest, files = self.make_parts(library or self.library, version=version)
+        if several is not None:
+            manifest, files = with_artifacts(manifest, files, several)
         if wrong:
             files["golden/outputs/score.npy"] = encode_npy(np.array([9.0, 9.0, 9.0], np.float32))
         if pad:
@@ -128,6 +140,25 @@ class Fleet:
         """The signed envelope of `document`."""
         payload = encode(self.document(rev, made, **changes))
         return encode_envelope(sign(payload, DESIRED_TYPE, [key or self.desired_key]))
+
+
+def with_artifacts(
+    manifest: Manifest, files: dict[str, bytes], several: Mapping[str, bytes]
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The same bundle with these artifacts instead of its only one, in the order of their ranks."""
+    (artifact,), (candidate,) = manifest.artifacts, manifest.candidates
+    rest = {path: data for path, data in files.items() if path != artifact.path}
+    paths = {name: f"artifacts/{name}/mean.so" for name in several}
+    entries = {name: file_entry(paths[name], data) for name, data in several.items()}
+    artifacts = tuple(
+        msgspec.structs.replace(artifact, path=entry.path, size=entry.size, sha256=entry.sha256, candidate=name)
+        for name, entry in entries.items()
+    )
+    candidates = tuple(
+        msgspec.structs.replace(candidate, id=name, rank=rank) for rank, name in enumerate(several, start=1)
+    )
+    manifest = msgspec.structs.replace(manifest, artifacts=artifacts, candidates=candidates)
+    return manifest, rest | {paths[name]: data for name, data in several.items()}
 
 
 class FolderSource:
@@ -231,6 +262,21 @@ def fleet(tmp_path: Path, make_fleet: Callable[[Path], Fleet]) -> Fleet:
 
 
 @pytest.fixture
+def staged(fleet: Fleet, tmp_path: Path) -> Callable[[Made], tuple[Path, Path]]:
+    """A bundle as it lies in a slot, and the folder of trusted keys."""
+
+    def stage(made: Made) -> tuple[Path, Path]:
+        folder = tmp_path / "bundles" / made.sha256
+        folder.mkdir(parents=True)
+        (folder / "bundle.orb").write_bytes(made.path.read_bytes())
+        (folder / "bundle.orb.dsse").write_text(made.wanted.signature)
+        fleet.trust.save(tmp_path / "trust")
+        return folder / "bundle.orb", tmp_path / "trust"
+
+    return stage
+
+
+@pytest.fixture
 def make_device(tmp_path: Path, fleet: Fleet) -> Iterator[Callable[..., DeviceUnderTest]]:
     """Start a device on the state folder; a second call while the first is open is refused by the store's lock."""
     devices: list[DeviceUnderTest] = []
@@ -264,3 +310,21 @@ def bad_libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, byte
         )
         libraries[kind] = out.read_bytes()
     return libraries
+
+
+@pytest.fixture(scope="session")
+def odd_libraries(tmp_path_factory: pytest.TempPathFactory, mean_source: str) -> Mapping[str, bytes]:
+    """Artifacts that are `slow`, and ones whose outputs are `wrong`."""
+    from outrider.targets import get_target
+    from outrider.targets.toolchain import build_shared
+
+    folder = tmp_path_factory.mktemp("odd")
+    loop = "for (volatile int i = 0; i < 300000; i++) { }\n    if ((uintptr_t)workspace"
+    sources = {
+        "slow": mean_source.replace("if ((uintptr_t)workspace", loop),
+        "wrong": mean_source.replace("/ 3.0f", "/ 4.0f"),
+    }
+    return {
+        kind: build_shared({"mean.c": source}, folder / f"{kind}.so", get_target("host"))
+        for kind, source in sources.items()
+    }

@@ -70,12 +70,14 @@ PROBING = [*_journal("PROBING"), "probe.begin#1", "probe.done#1", "journal.ARMED
 
 
 class Lab:
-    """Three bundles, a device that runs the second and keeps the first, and the process that forks devices."""
+    """Four bundles, the last of two artifacts, a device that runs the second and keeps the first, and the process that
+    forks devices."""
 
     def __init__(self, folder: Path, fleet: Any) -> None:
         self.folder = folder
         self.fleet = fleet
         self.bundles = [fleet.bundle("1"), fleet.bundle("2"), fleet.bundle("3", pad=PAD)]
+        self.bundles.append(fleet.bundle("4", several={"a": fleet.library, "b": fleet.library}))
         self.old, self.new = self.bundles[1].sha256, self.bundles[2].sha256
         fleet.trust.save(folder / "trust")
         self._process = subprocess.Popen(
@@ -209,6 +211,18 @@ def test_killed_while_a_child_probes(lab: Lab, tmp_path: Path, point: str) -> No
     assert _on_disk(state) == lab.old
     status, result = lab.live(state, "boot-4", real_probe=True)
     assert (status, result["state"], result["current"]) == (0, "COMMITTED", lab.new)
+
+
+@pytest.mark.parametrize("point", ["probe.done#1", "journal.ARMED.begin#1", "journal.ARMED.done#1"])
+def test_killed_around_the_choice_of_an_artifact(lab: Lab, tmp_path: Path, point: str) -> None:
+    state, new = lab.device(tmp_path / "state"), lab.bundles[3].sha256
+    assert _killed(lab.live(state, "boot-3", rev=4, kill=point, real_probe=True)[0])
+    assert _on_disk(state) == lab.old
+    assert (state / "bundles" / new / "choice-main.json").exists()
+    status, result = lab.live(state, "boot-4", rev=4, real_probe=True)
+    assert (status, result["state"], result["current"]) == (0, "COMMITTED", new)
+    choice = msgspec.json.decode((state / "bundles" / new / "choice-main.json").read_bytes())
+    assert choice["candidate"] in choice["sound"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("point", FIRST)

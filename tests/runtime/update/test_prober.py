@@ -25,21 +25,6 @@ def _never() -> bool:
     return False
 
 
-@pytest.fixture
-def staged(fleet: Any, tmp_path: Path) -> Callable[[Any], tuple[Path, Path]]:
-    """A bundle as it lies in a slot, and the folder of trusted keys."""
-
-    def stage(made: Any) -> tuple[Path, Path]:
-        folder = tmp_path / "bundles" / made.sha256
-        folder.mkdir(parents=True)
-        (folder / "bundle.orb").write_bytes(made.path.read_bytes())
-        (folder / "bundle.orb.dsse").write_text(made.wanted.signature)
-        fleet.trust.save(tmp_path / "trust")
-        return folder / "bundle.orb", tmp_path / "trust"
-
-    return stage
-
-
 def test_a_sound_bundle(fleet: Any, staged: Any) -> None:
     result = probe(*staged(fleet.bundle("1")), Health(max_err=1e-3, p99_ms=10_000.0), _never)
     assert result is not None

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from outrider.runtime import updater
-from outrider.runtime.messages import TERMINAL_STATES, Activate, Health, SlotDesired
+from outrider.runtime.messages import TERMINAL_STATES, Activate, ArtifactTrial, Health, SlotDesired
 from outrider.runtime.updater import (
     DEADLINE_S,
     Deployment,
@@ -192,6 +192,22 @@ def test_what_cannot_be_reached_is_tried_again_ever_later() -> None:
 def test_how_failures_end(state: str, action: str, reason: str, ends: str) -> None:
     ended = _fail(_at(state), action, reason)
     assert (ended.state, ended.reason) == (ends, reason)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_what_a_probe_found_stays_in_the_record(passed: bool) -> None:
+    probing, found = _at("PROBING"), (ArtifactTrial(candidate="c", passed=passed, kept=passed),)
+    fields: dict[str, Any] = {"key": probing.key, "action": "probe", "now": 0.0, "trials": found}
+    result = Succeeded(**fields, wall=WALL) if passed else Failed(**fields, reason="golden", detail="", retry=False)
+    probed, _ = step(probing, result)
+    assert probed is not None
+    assert (probed.state, probed.trials) == ("ARMED" if passed else "REJECTED", found)
+    if passed:
+        due, _ = step(probed, Tick(now=probed.until or 0.0, wall=WALL))
+        assert due is not None
+        probed = _done(_done(due, "swap"), "activate")
+        assert (probed.state, probed.trials) == ("SOAKING", found)
+    assert step(_fail(_at("STAGED"), "inspect"), _offer("c", 2))[0].trials == ()  # type: ignore[union-attr]
 
 
 def test_a_swap_waits_for_its_time() -> None:

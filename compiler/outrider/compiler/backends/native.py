@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from outrider.compiler.backends import Built, Candidate, Workbench, artifact_entry
+from outrider.compiler.backends import OWN, Built, Candidate, Order, Workbench, artifact_entry
 from outrider.compiler.model import Model, OnnxGraph
 from outrider.compiler.trees import select
 from outrider.compiler.trees.emit import artifact_sources
@@ -26,19 +26,24 @@ _QUICK_S = 1.0  # the longest build after which other options are tried
 class NativeBackend:
     """A candidate is a plan: a kernel for single rows, one for batches, and the instruction-set level of both."""
 
+    isolated = False
+    precisions = OWN
+    tools = ("treelite", "ziglang")
+
     def __init__(self) -> None:
         self._kernels: dict[str, Kernel] = {}
         self._narrowed: tuple[Model, Narrowing] | None = None
 
-    def refuses(self, model: Model, target: Target) -> str | None:
+    def refuses(self, order: Order) -> str | None:
         """Anything but a forest."""
-        payload = model.payload
+        payload = order.model.payload
         if isinstance(payload, OnnxGraph):
             return f"the graph is not read as a tree ensemble, which is what this backend compiles: {payload.no_forest}"
         return None
 
-    def explore(self, model: Model, target: Target, bench: Workbench) -> None:
+    def explore(self, order: Order, bench: Workbench) -> None:
         """What cost models leave; the best two together; then other options of theirs, where builds are quick."""
+        model, target = order.model, order.target
         forest = self._forest(model)
         plans = select.first(forest, target, self._kernel)
         seconds = bench.build(self._offer(model, plans))
@@ -54,27 +59,30 @@ class NativeBackend:
         if 0 < seconds <= _QUICK_S:
             bench.build(self._offer(model, select.variants(best, forest, target, self._kernel)))
 
-    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
+    def rule(self, order: Order) -> Sequence[Candidate]:
         """One an instruction-set level."""
+        model, target = order.model, order.target
         return self._offer(model, select.rule(self._forest(model), target, self._kernel))
 
-    def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
+    def recall(self, order: Order, precision: str, options: Mapping[str, str]) -> Candidate | None:
         """Kernels that take the forest, with options of theirs, at the level that they need."""
+        model, target = order.model, order.target
         plan = select.recognise(options, self._forest(model), target, self._kernel)
         return None if plan is None else self._offer(model, [plan])[0]
 
-    def faithful(self, model: Model, target: Target) -> Candidate | None:
+    def faithful(self, order: Order) -> Candidate | None:
         """K2, which adds as the source does."""
+        model, target = order.model, order.target
         return self._offer(model, [select.plainest(self._forest(model), target, self._kernel)])[0]
 
-    def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
+    def build(self, order: Order, candidate: Candidate) -> Built:
         """Lay out, emit, compile for the level of the candidate."""
         plan = _plan(candidate)
-        return self._build(model, candidate, plan, target, ISA_LEVELS[plan.isa])
+        return self._build(order.model, candidate, plan, order.target, ISA_LEVELS[plan.isa])
 
-    def twin(self, model: Model, candidate: Candidate, host: Target) -> Built | None:
+    def twin(self, order: Order, candidate: Candidate, host: Target) -> Built | None:
         """The sources are portable where those of both kernels are; the twin is for this machine's baseline."""
-        plan = _plan(candidate)
+        plan, model = _plan(candidate), order.model
         portable = all(self._emit(self._forest(model), part).portable for part in (plan.row, plan.batch))
         return self._build(model, candidate, plan, host, ISA_LEVELS[BASELINE]) if portable else None
 
@@ -99,7 +107,7 @@ class NativeBackend:
 
     def _offer(self, model: Model, plans: Iterable[Plan]) -> list[Candidate]:
         """Plans as candidates."""
-        precision = self._forest(model).precision
+        precision = {"float32": "fp32", "float64": "fp64"}[self._forest(model).precision]
         return [Candidate("native", precision, plan.options(), self._part(plan)) for plan in plans]
 
     def _part(self, plan: Plan) -> Role | None:

@@ -1,53 +1,152 @@
-"""ONNX models as they are, for ONNX Runtime."""
+"""ONNX models for ONNX Runtime: as they are, in float16, quantised, or quantised in part.
+
+A file in the model's own precision passes through: ONNX Runtime optimises it when it loads it on the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
-from outrider.compiler.backends import Built, Candidate, Workbench, artifact_entry
-from outrider.compiler.model import Model, OnnxGraph
+from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry
+from outrider.compiler.model import OnnxGraph
+from outrider.runtime.engines import ENGINES
 from outrider.runtime.target import Requirements, Target
 
-_PACKAGED = ("x86_64", "aarch64")  # architectures with a wheel of onnxruntime
+if TYPE_CHECKING:
+    import onnx
+
+    from outrider.compiler.passes.int8 import Calibration
+    from outrider.compiler.passes.mixed import Ranking
+
+Method = Literal["minmax", "entropy", "percentile"]
+
+_PACKAGED = ENGINES["onnx"].archs  # architectures with a wheel of onnxruntime
+_METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")  # of calibration
+_KEPT = (0.1, 0.25, 0.5)  # shares of the layers that mixed precision keeps, the most sensitive ones, in float32
+_RANKED_LAYERS = 48  # that are measured for the ranking by sensitivity; a few tenths of a second each
+_RANKED: dict[tuple[str, str], tuple[Calibration, Ranking]] = {}  # of the last model
 
 
 class OrtBackend:
-    """The file passes through; ONNX Runtime optimises it when it loads it on the device."""
+    """A candidate is a precision and, where it is int8, the method of calibration."""
 
-    def refuses(self, model: Model, target: Target) -> str | None:
+    isolated = True
+    precisions = ("fp32", "fp16", "int8", "mixed")
+    tools = ("onnx", "onnxruntime")
+
+    def refuses(self, order: Order) -> str | None:
         """Anything but an ONNX graph, and targets that ONNX Runtime is not packaged for."""
-        if not isinstance(model.payload, OnnxGraph):
+        if not isinstance(order.model.payload, OnnxGraph):
             return "the model is not an ONNX graph, which is what this backend takes"
-        if target.arch not in _PACKAGED:
-            return f"ONNX Runtime has no package for {target.arch}"
+        if order.target.arch not in _PACKAGED:
+            return f"ONNX Runtime has no package for {order.target.arch}"
         return None
 
-    def explore(self, model: Model, target: Target, bench: Workbench) -> None:
-        """There is one way."""
-        bench.build(self.rule(model, target))
+    def explore(self, order: Order, bench: Workbench) -> None:
+        """All precisions that may be tried; mixed ones where int8 loses too much, the least of float32 first."""
+        offers = self._offers(order)
+        whole = [one for one in offers if one.precision != "mixed"]
+        bench.build(whole)
+        int8 = [one for one in whole if one.precision == "int8"]
+        if int8 and any(bench.misses(one) == () for one in int8):
+            return
+        for one in offers:
+            if one.precision == "mixed":
+                bench.build([one])
+                if bench.misses(one) == ():
+                    return
 
-    def rule(self, model: Model, target: Target) -> Sequence[Candidate]:
-        """The model in its own precision."""
-        return [Candidate("ort", "float32")]
+    def rule(self, order: Order) -> Sequence[Candidate]:
+        """Quantised where that may be, since integers are the quicker everywhere; then the model's own precision."""
+        offers = {one.precision: one for one in reversed(self._offers(order))}
+        return [offers[precision] for precision in ("int8", "fp32", "fp16") if precision in offers]
 
-    def recall(self, model: Model, target: Target, options: Mapping[str, str]) -> Candidate | None:
-        """The one candidate."""
-        return next((one for one in self.rule(model, target) if one.options == options), None)
+    def recall(self, order: Order, precision: str, options: Mapping[str, str]) -> Candidate | None:
+        """One of what is offered."""
+        offers = self._every()
+        return next((one for one in offers if (one.precision, one.options) == (precision, options)), None)
 
-    def faithful(self, model: Model, target: Target) -> Candidate | None:
+    def faithful(self, order: Order) -> Candidate | None:
         """The source is ONNX Runtime itself."""
         return None
 
-    def build(self, model: Model, candidate: Candidate, target: Target) -> Built:
-        """Pass the file through."""
+    def build(self, order: Order, candidate: Candidate) -> Built:
+        """Pass the file through, or rewrite it."""
+        model = order.model
         assert isinstance(model.payload, OnnxGraph)
-        data = model.payload.data
+        data = model.payload.data if candidate.precision == "fp32" else _rewritten(order, model.payload.data, candidate)
         needs = Requirements(memory_bytes=len(data))
         entry = artifact_entry(
             model, candidate, data, file="model.onnx", kind="onnx", package="onnxruntime", triple=None, needs=needs
         )
         return Built(candidate, data, entry)
 
-    def twin(self, model: Model, candidate: Candidate, host: Target) -> Built | None:
+    def twin(self, order: Order, candidate: Candidate, host: Target) -> Built | None:
         """The file is the same everywhere."""
-        return self.build(model, candidate, host)
+        return self.build(order, candidate)
+
+    def _offers(self, order: Order) -> list[Candidate]:
+        return [one for one in self._every() if order.allows(one.precision)]
+
+    @staticmethod
+    def _every() -> list[Candidate]:
+        int8 = [Candidate("ort", "int8", {"method": method}) for method in _METHODS]
+        mixed = [Candidate("ort", "mixed", {"method": "minmax", "kept": f"{share:g}"}) for share in _KEPT]
+        return [Candidate("ort"), *int8, Candidate("ort", "fp16"), *mixed]
+
+
+def _rewritten(order: Order, data: bytes, candidate: Candidate) -> bytes:
+    """The file in another precision."""
+    import onnx
+
+    rewrite: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+        "fp16": _fp16,
+        "int8": lambda model: _int8(model, order, candidate),
+        "mixed": lambda model: _mixed(model, order, candidate),
+    }
+    made = rewrite[candidate.precision](onnx.load_model_from_string(data))
+    rewritten: bytes = made.SerializeToString(deterministic=True)
+    return rewritten
+
+
+def _fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    from outrider.compiler.passes import get_pass, tidy
+
+    return get_pass("fp16")(tidy(model))
+
+
+def _int8(model: onnx.ModelProto, order: Order, candidate: Candidate) -> onnx.ModelProto:
+    from outrider.compiler.passes.int8 import int8
+
+    return int8(model, order.calibration, method=_method(candidate))
+
+
+def _mixed(model: onnx.ModelProto, order: Order, candidate: Candidate) -> onnx.ModelProto:
+    from outrider.compiler.passes.mixed import keep_sensitive
+
+    calibration, ranking = _ranked(model, order, _method(candidate))
+    return keep_sensitive(calibration, ranking, math.ceil(float(candidate.options["kept"]) * len(ranking.layers)))
+
+
+def _ranked(model: onnx.ModelProto, order: Order, method: Method) -> tuple[Calibration, Ranking]:
+    """The layers by sensitivity, the first few measured; remembered, since candidates differ in how many they keep.
+
+    A count ends the measuring, not a clock: what is built must not depend on how busy the machine is.
+    """
+    from outrider.compiler.passes.int8 import calibrate
+    from outrider.compiler.passes.mixed import rank
+
+    key = order.model.sha256, method
+    if key not in _RANKED:
+        calibration = calibrate(model, order.calibration, method=method)
+        clock = itertools.count().__next__
+        _RANKED.clear()
+        _RANKED[key] = calibration, rank(calibration, order.calibration, budget_s=_RANKED_LAYERS, clock=clock)
+    return _RANKED[key]
+
+
+def _method(candidate: Candidate) -> Method:
+    return next(method for method in _METHODS if method == candidate.options["method"])

@@ -7,29 +7,35 @@ frontend is one module with a class of the interface `Frontend` and one line her
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from outrider.compiler.frontends.sniff import family_of, sniff_file
-from outrider.compiler.model import Label, Model
+from outrider.compiler.model import Array, Label, Model
 from outrider.runtime.errors import BadInputError, BadModelError, NotFoundError, UnsupportedError, UsageError
 
 SUPPORTED = (
     "XGBoost (gbtree, dart), LightGBM, scikit-learn forests, extra trees, gradient boosting and isolation forests, "
-    "Treelite checkpoints, ONNX"
+    "Treelite checkpoints, ONNX, torch modules and torch.export programs"
 )
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is known about a model beside itself. Empty: taken from the model where it says so."""
+    """What is known about a model beside itself. Empty: taken from the model where it says so.
+
+    `examples`: arrays that the model takes, by input or the one under None; they show sizes that a file leaves free.
+    `shapes`: sizes to bind, by input; None leaves one free.
+    """
 
     class_labels: Sequence[Label] = ()
     feature_names: Sequence[str] = ()
     trust_pickle: bool = False
+    examples: Mapping[str | None, Array] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
 
 
 class Frontend(Protocol):
@@ -50,6 +56,7 @@ FRONTENDS: dict[str, str] = {
     "sklearn": "outrider.compiler.frontends.sklearn:SklearnFrontend",
     "treelite": "outrider.compiler.frontends.treelite:TreeliteFrontend",
     "onnx": "outrider.compiler.frontends.onnx:OnnxFrontend",
+    "torch": "outrider.compiler.frontends.torch:TorchFrontend",
 }
 
 

@@ -6,17 +6,20 @@ ONNX Runtime compares in the type of the graph's input, so such a Forest decides
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.frontends.convert import digest
 from outrider.compiler.frontends.onnx_graph import TreeGraph, check_trees, read_graph
 from outrider.compiler.frontends.onnx_nodes import NotAForest
+from outrider.compiler.frontends.onnx_refusal import is_unknown_operator, refusal
+from outrider.compiler.frontends.onnx_shapes import check_types, find_tensors, input_specs
 from outrider.compiler.frontends.onnx_trees import attributes_of
 from outrider.compiler.model import (
     LABEL,
@@ -29,32 +32,19 @@ from outrider.compiler.model import (
     check_labels,
     label_output,
 )
-from outrider.compiler.samples import random_inputs
+from outrider.compiler.passes.graph import graphs
+from outrider.compiler.passes.shapes import bind
 from outrider.compiler.trees.check import check_forest
 from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
+from outrider.runtime.calls import rows_of_call
+from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
 if TYPE_CHECKING:
     import onnx
 
-_DTYPES: dict[str, Dtype] = {
-    "FLOAT": "float32",
-    "DOUBLE": "float64",
-    "FLOAT16": "float16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT16": "int16",
-    "UINT16": "uint16",
-    "INT32": "int32",
-    "UINT32": "uint32",
-    "INT64": "int64",
-    "UINT64": "uint64",
-    "BOOL": "bool",
-    "STRING": "string",
-}
-
-
 _IDENTITY_OPSET = 9  # as old as exporters of trees write, and knows Identity
+_STORED_ALONE = 4  # the version of the format from which weights need not be inputs, too
 
 
 class OnnxFrontend:
@@ -66,53 +56,61 @@ class OnnxFrontend:
 
         if not isinstance(source, onnx.ModelProto):
             raise UnsupportedError(f"ONNX objects of type {type(source).__name__} are not supported")
-        return _read(source.SerializeToString(deterministic=True), options)
+        return read_onnx(source.SerializeToString(deterministic=True), options)
 
     def read_file(self, path: Path, options: ReadOptions) -> Model:
-        """A `.onnx` file."""
-        return _read(path.read_bytes(), options)
+        """A `.onnx` file, with the files beside it that hold its weights."""
+        return read_onnx(path.read_bytes(), options, folder=path.parent)
 
 
-def _read(data: bytes, options: ReadOptions) -> Model:
+def read_onnx(data: bytes, options: ReadOptions, folder: Path | None = None) -> Model:
+    """The model of an ONNX file's bytes; weights in other files are in `folder`.
+
+    Raises BadModelError or UnsupportedError.
+    """
     import onnx
 
     model = _parse(data)
+    changed = _take_in(model, folder)
+    _check_weights(model)
+    if options.shapes:
+        model = bind(model, options.shapes)
+    if changed or options.shapes:
+        data = _serialise(model)
     maps = _unzip_maps(model)
     zipped = maps[0] if len(maps) == 1 else ()
     graph = model.graph
+    check_types(graph)
     check_trees(graph)
-    inputs = tuple(_input_spec(value, onnx.TensorProto.DataType.Name) for value in graph.input)
-    batches = {spec.shape[0] for spec in inputs}
-    if len(batches) != 1:
-        raise UnsupportedError(
-            "the inputs of the ONNX model have different batch sizes", hint="export with one batch axis"
-        )
-    batch = batches.pop()
-    found = _try(lambda: read_graph(graph, inputs))
-    plain = model.SerializeToString(deterministic=True) if maps else data
-    session = _session(plain)
+    given = input_specs(graph)
+    found = _try(lambda: read_graph(graph, given))
+    plain = _serialise(model) if maps else data
+    session = _session(plain, graph)
     names = tuple(value.name for value in graph.output)
 
     def reference(values: Mapping[str, Array]) -> dict[str, Array]:
-        results = session.run(list(names), {name: np.ascontiguousarray(array) for name, array in values.items()})
+        results = session.run(list(names), {name: np.asarray(array, order="C") for name, array in values.items()})
         return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
 
-    outputs = _output_specs(graph, reference, inputs, batch, onnx.TensorProto.DataType.Name)
+    tensors = find_tensors(graph, {one.name: one.shape for one in session.get_outputs()}, reference, options.examples)
+    inputs, outputs = tensors.inputs, tensors.outputs
     if isinstance(found, TreeGraph):
-        found = _try(partial(_fitting, found, outputs))
+        found = _try(partial(_fitting, found, outputs)) if tensors.batched else "its inputs and outputs are no rows"
     if isinstance(found, TreeGraph):
         return _forest_model(found, data, graph, inputs, outputs, reference, options)
     own_label = bool(zipped) and not options.class_labels
-    signature = _signature(inputs, outputs, options.class_labels or zipped, options, own_label=own_label)
+    labels = options.class_labels or zipped
+    signature = _signature(inputs, outputs, labels, options, own_label=own_label, batched=tensors.batched)
     return Model(
         framework="onnx",
         framework_version=onnx.__version__,
         description=f"{graph.name or 'graph'}, {len(graph.node)} nodes",
         sha256=digest(data),
         signature=signature,
-        payload=OnnxGraph(data=plain, batch=batch, no_forest=found),
+        payload=OnnxGraph(data=plain, no_forest=found),
         reference=reference,
         computed=names,
+        sizes=tensors.sizes,
     )
 
 
@@ -204,25 +202,95 @@ def _parse(data: bytes) -> onnx.ModelProto:
         model = onnx.load_model_from_string(data)
     except Exception as e:  # protobuf's DecodeError, whose module moves between its versions
         raise BadModelError("the file is not a readable ONNX model") from e
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise UnsupportedError("ONNX models with weights in other files are not supported", hint="save as one file")
     if not model.graph.node:
         raise BadModelError("the ONNX model has no operators")
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as e:
-        raise BadModelError(f"the ONNX model is not valid: {str(e).strip().splitlines()[0]}") from e
     stored = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in stored]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
+    if len(kept) != len(model.graph.input):
+        model.ir_version = max(model.ir_version, _STORED_ALONE)
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
     if not kept:
         raise BadModelError("the ONNX model has no inputs")
     return model
 
 
-def _session(data: bytes) -> Any:
-    import onnxruntime
+def _take_in(model: onnx.ModelProto, folder: Path | None) -> bool:
+    """Put weights that lie in other files into the model; whether there were any. Then check it as a whole."""
+    import onnx
+
+    outside = [tensor.name for tensor in _stored(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if outside and folder is None:
+        raise UnsupportedError(
+            f"the weights {outside[0]!r} of the ONNX model lie in another file", hint="give the path of the model file"
+        )
+    try:
+        if outside:
+            onnx.load_external_data_for_model(model, str(folder))
+        _check(model)
+    except (OSError, ValueError) as e:
+        raise BadModelError(f"the weights of the ONNX model cannot be read: {e}") from e
+    except onnx.checker.ValidationError as e:
+        if is_unknown_operator(str(e)):
+            raise refusal(str(e), model.graph) from e
+        raise BadModelError(f"the ONNX model is not valid: {str(e).strip().splitlines()[0]}") from e
+    return bool(outside)
+
+
+def _stored(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that the file holds, wherever: weights, and what operators have as attributes."""
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+    for function in model.functions:
+        for node in function.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """ONNX's own check, for which inputs and outputs without a shape are none. Raises its ValidationError."""
+    import onnx
+
+    values = (*model.graph.input, *model.graph.output)
+    shapeless = [value.type.tensor_type for value in values if value.type.HasField("tensor_type")]
+    shapeless = [tensor for tensor in shapeless if not tensor.HasField("shape")]
+    for tensor in shapeless:
+        tensor.shape.SetInParent()
+    try:
+        onnx.checker.check_model(model)
+    finally:
+        for tensor in shapeless:
+            tensor.ClearField("shape")
+
+
+def _serialise(model: onnx.ModelProto) -> bytes:
+    try:
+        data: bytes = model.SerializeToString(deterministic=True)
+    except Exception as e:  # protobuf's EncodeError or ValueError, by its version
+        raise UnsupportedError("ONNX models of more than 2 GB are not supported") from e
+    return data
+
+
+def _check_weights(model: onnx.ModelProto) -> None:
+    """Raises BadModelError for weights that hold NaN, which no calibration would show. A lone NaN is a constant."""
+    import onnx
+
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in floats and tensor.dims and max(tensor.dims) > 1:
+            missing = int(np.isnan(onnx.numpy_helper.to_array(tensor)).sum())
+            if missing:
+                raise BadModelError(
+                    f"the weights {tensor.name!r} of the ONNX model hold NaN in {missing} places",
+                    hint="the training went wrong; export an earlier checkpoint",
+                )
+
+
+def _session(data: bytes, graph: onnx.GraphProto) -> Any:
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -231,53 +299,7 @@ def _session(data: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # the binding raises one class a status code, with no common base but Exception
-        raise UnsupportedError(f"ONNX Runtime cannot run this model: {str(e).strip().splitlines()[0]}") from e
-
-
-def _input_spec(value: onnx.ValueInfoProto, type_name: Any) -> TensorSpec:
-    shape = _dimensions(value)
-    if not shape:
-        raise UnsupportedError(f"the ONNX input {value.name!r} has no batch axis")
-    if None in shape[1:]:
-        raise UnsupportedError(
-            f"the ONNX input {value.name!r} has a free size other than the batch", hint="export with fixed sizes"
-        )
-    return TensorSpec(name=value.name, dtype=_dtype(value, type_name), shape=shape)
-
-
-def _output_specs(
-    graph: onnx.GraphProto, reference: Any, inputs: tuple[TensorSpec, ...], batch: int | None, type_name: Any
-) -> tuple[TensorSpec, ...]:
-    """The real shapes of the outputs, found by running: exporters leave them out or write them wrong."""
-    dtypes = {value.name: _dtype(value, type_name) for value in graph.output}
-    rows = batch or 2
-    try:
-        found = reference(random_inputs(inputs, rows))
-    except Exception as e:  # as for the session
-        raise UnsupportedError(f"ONNX Runtime cannot run this model: {str(e).strip().splitlines()[0]}") from e
-    for name, array in found.items():
-        if array.ndim == 0 or array.shape[0] != rows:
-            raise UnsupportedError(f"the ONNX output {name!r} has no batch axis", hint="the batch must be axis 0")
-    return tuple(
-        TensorSpec(name=name, dtype=dtypes[name], shape=(batch, *array.shape[1:])) for name, array in found.items()
-    )
-
-
-def _dimensions(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
-    if not value.type.HasField("tensor_type"):
-        raise UnsupportedError(
-            f"{value.name!r} of the ONNX model is not a tensor", hint="scikit-learn: export with zipmap=False"
-        )
-    return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
-
-
-def _dtype(value: onnx.ValueInfoProto, type_name: Any) -> Dtype:
-    _dimensions(value)
-    name = type_name(value.type.tensor_type.elem_type)
-    dtype = _DTYPES.get(name)
-    if dtype is None:
-        raise UnsupportedError(f"{value.name!r} of the ONNX model has the type {name}, which is not supported")
-    return dtype
+        raise refusal(str(e), graph) from e
 
 
 def _signature(
@@ -287,20 +309,25 @@ def _signature(
     options: ReadOptions,
     *,
     own_label: bool,
+    batched: bool = True,
 ) -> Signature:
     numeric = [spec for spec in outputs if spec.name != LABEL and spec.dtype.startswith("float")]
     numeric = numeric or [spec for spec in outputs if spec.name != LABEL and spec.dtype != "string"] or list(outputs)
     predict = next((spec for spec in numeric if spec.name == PROBABILITIES), numeric[0])
-    classes = 2 if len(predict.shape) == 1 else predict.shape[-1] or 0
+    bare = Signature(inputs=inputs, outputs=outputs, predict=predict.name, batched=batched)
+    rows = rows_of_call(bare)
+    if labels and not batched and rows is None:
+        raise BadModelError("class labels need a model of rows; axis 0 of this ONNX model's tensors counts none")
+    if labels and len(predict.shape) > 2:
+        raise BadModelError(
+            f"class labels need a score for each class in a row; {predict.name!r} of the ONNX model has the shape "
+            f"({', '.join('n' if size is None else str(size) for size in predict.shape)})"
+        )
+    classes = 2 if len(predict.shape) < 2 or predict.shape[1:] == (1,) else predict.shape[-1] or 0
     labels = check_labels(tuple(labels), classes)
     own_label = own_label or any(spec.name == LABEL for spec in outputs)
     names = tuple(options.feature_names)
     if names and (len(inputs) != 1 or inputs[0].shape[1:] != (len(names),)):
         raise BadModelError(f"there are {len(names)} feature names, which the ONNX model's inputs do not fit")
-    return Signature(
-        inputs=inputs,
-        outputs=outputs if own_label else (*outputs, *label_output(labels)),
-        predict=predict.name,
-        feature_names=names,
-        class_labels=labels,
-    )
+    own = () if own_label else tuple(replace(spec, shape=(rows,)) for spec in label_output(labels))
+    return replace(bare, outputs=(*outputs, *own), feature_names=names, class_labels=labels)

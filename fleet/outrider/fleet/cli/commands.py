@@ -17,6 +17,7 @@ from rich.tree import Tree
 from outrider.runtime.api_client import FleetClient, RolloutInfo, RolloutRequest, RolloutSettings, TriggerSpec
 from outrider.runtime.api_client.types import DeviceInfo, DriftEventInfo, JobInfo, TriggerInfo
 from outrider.runtime.errors import UsageError
+from outrider.runtime.messages import ArtifactTrial
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def devices(client: FleetClient, arguments: argparse.Namespace) -> Shown:
 def show_device(client: FleetClient, arguments: argparse.Namespace) -> Shown:
     """Show one device."""
     found = client.device(arguments.id)
-    return Shown(found, _devices([found]))
+    return Shown(found, Group(_devices([found]), *_trials((found.id, trial) for trial in found.trials)))
 
 
 def resolve_device(client: FleetClient, arguments: argparse.Namespace) -> Shown:
@@ -170,7 +171,29 @@ def _one(found: RolloutInfo) -> Shown:
         ("device", "wave", "attempt", "state", "reason", "detail", "updated"),
         ((d.device, d.wave, d.attempt, d.state, d.reason, d.detail, _when(d.updated)) for d in found.deployments),
     )
-    return Shown(found, Group(_rollouts([found]), deployments))
+    trials = _trials((one.device, trial) for one in found.deployments for trial in one.trials)
+    return Shown(found, Group(_rollouts([found]), deployments, *trials))
+
+
+def _trials(found: Iterable[tuple[str, ArtifactTrial]]) -> list[Table]:
+    """What devices found of the artifacts that they could run; nothing where no bundle had several."""
+    rows = [
+        (
+            device,
+            trial.candidate,
+            "kept" if trial.kept else "passed" if trial.passed else trial.reason,
+            _milliseconds(trial.p50_ms),
+            _milliseconds(trial.p99_ms),
+            f"{trial.rss_bytes / 1e6:.1f}" if trial.rss_bytes else None,
+            trial.detail,
+        )
+        for device, trial in found
+    ]
+    return [_table(("device", "artifact", "found", "p50 ms", "p99 ms", "RSS MB", "detail"), rows)] if rows else []
+
+
+def _milliseconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 def _rollouts(found: Iterable[RolloutInfo]) -> Table:

@@ -11,7 +11,7 @@ from rich.console import Console
 from outrider.runtime.api_client.connect import connect, connection_options
 from outrider.runtime.arguments import Parser
 from outrider.runtime.bundle import open_bundle
-from outrider.runtime.errors import EXIT_OK, DigestMismatchError, TrustError, UnsignedError
+from outrider.runtime.errors import EXIT_OK, DigestMismatchError, GoalUnmetError, TrustError, UnsignedError
 from outrider.runtime.trust import (
     BUNDLE_TYPE,
     Envelope,
@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console(highlight=False)
     status = Console(stderr=True).status if sys.stderr.isatty() else None
     for path in arguments.bundle:
+        if not arguments.unmet:
+            refuse_unmet(path)
         envelope = signature(path, key)
         if status is not None:
             with status(f"publishing {path.name}"):
@@ -46,6 +48,16 @@ def main(argv: Sequence[str]) -> int:
             soft_wrap=True,
         )
     return EXIT_OK
+
+
+def refuse_unmet(path: Path) -> None:
+    """Raises GoalUnmetError for a bundle of the candidate that came closest to goals which none met."""
+    missed = [goal.text for goal in open_bundle(path).manifest.goals if goal.met is False]
+    if missed:
+        raise GoalUnmetError(
+            f"{path} does not meet the goals that it was compiled for: {', '.join(missed)}",
+            hint="--unmet publishes it all the same",
+        )
 
 
 def signature(path: Path, key: PrivateKey | None) -> Envelope:
@@ -90,4 +102,5 @@ def _parser() -> Parser:
     parser.add_argument(
         "--key", type=Path, metavar="FILE", help=f"sign by this private key; what is not signed at all, by {default}"
     )
+    parser.add_argument("--unmet", action="store_true", help="publish what does not meet its own goals, too")
     return parser

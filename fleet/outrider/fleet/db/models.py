@@ -38,6 +38,7 @@ LongText = Annotated[str, mapped_column(Text)]
 Seconds = Annotated[float, mapped_column(Double)]
 Big = Annotated[int, mapped_column(BigInteger)]
 Json = Annotated[dict[str, Any], mapped_column(JSON(none_as_null=True))]
+JsonList = Annotated[list[dict[str, Any]], mapped_column(JSON(none_as_null=True))]
 # SQLite counts up only a column declared INTEGER; PostgreSQL's would end at 2^31.
 Serial = Annotated[
     int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
@@ -189,7 +190,8 @@ class RolloutRow(Base):
 class DeploymentRow(Base):
     """A rollout on one device. `state` is PENDING until the device is given its document, then the device's own.
 
-    `rev` is the revision of the document that asked for it, `attempt` counts from 1.
+    `rev` is the revision of the document that asked for it, `attempt` counts from 1. `trials` is what the device found
+    of each artifact of a bundle of several (`ArtifactTrial`), in this attempt.
     """
 
     __tablename__ = "deployments"
@@ -205,6 +207,7 @@ class DeploymentRow(Base):
     state: Mapped[Identifier]
     reason: Mapped[LongText | None]
     detail: Mapped[LongText | None]
+    trials: Mapped[JsonList | None]
     created: Mapped[Seconds]
     updated: Mapped[Seconds]
 

@@ -93,6 +93,8 @@ def apply_event(known: Known, device: DeviceRow, event: Event, *, now: float) ->
     if deployment is None or (deployment.attempt, deployment.bundle) != (event.attempt, event.bundle):
         return
     _advance(known.session, deployment, event.to_state, reason=event.reason, detail=event.detail, now=now)
+    if event.trials:
+        deployment.trials = msgspec.to_builtins(event.trials)
     if deployment.state == event.to_state and deployment.detail == AS_REPORTED:
         deployment.reason, deployment.detail = event.reason or None, event.detail or None
 

@@ -284,7 +284,7 @@ def _end(session: Session, rollout: RolloutRow, placed: Mapping[str, object], en
 def _give(session: Session, rollout: RolloutRow, placed: Mapping[str, object], given: Given, now: float) -> None:
     row = _deployment(session, rollout, placed, given.device, now)
     row.bundle, row.wave, row.attempt = given.bundle, given.wave, given.attempt
-    row.state, row.rev, row.reason, row.detail = PENDING, None, None, None
+    row.state, row.rev, row.reason, row.detail, row.trials = PENDING, None, None, None, None
 
 
 def _enter(session: Session, row: RolloutRow, decisions: Decisions, now: float) -> None:

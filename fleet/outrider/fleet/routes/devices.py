@@ -50,9 +50,9 @@ def list_devices(state: State, group: str | None = None) -> list[DeviceInfo]:
 
 @api.get("/devices/{device}")
 def get_device(device: str, state: State) -> DeviceInfo:
-    """One device."""
+    """One device, with what it found of the artifacts that it could run."""
     with state.database.read() as session:
-        return device_infos(session, [_find(session, device)])[0]
+        return device_infos(session, [_find(session, device)], trials=True)[0]
 
 
 @api.post("/devices/{device}/resolve")

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from outrider.runtime.bundle.manifest import Name
-from outrider.runtime.messages import BundleRef, Reported
+from outrider.runtime.messages import ArtifactTrial, BundleRef, Reported
 from outrider.runtime.messages.topics import Identifier
 from outrider.runtime.target import Target
 
@@ -104,7 +104,11 @@ class Enrolment(_Answer, frozen=True, kw_only=True):
 
 
 class DeviceInfo(_Answer, frozen=True, kw_only=True):
-    """One device. `flagged` says why its desired state is withheld, None where it is not."""
+    """One device. `flagged` says why its desired state is withheld, None where it is not.
+
+    `trials` is filled for a single device: what it found of each artifact of the bundle that it runs, where that has
+    several.
+    """
 
     id: str
     tenant: str
@@ -120,6 +124,7 @@ class DeviceInfo(_Answer, frozen=True, kw_only=True):
     active: BundleRef | None
     reported: Reported | None
     flagged: str | None
+    trials: tuple[ArtifactTrial, ...] = ()
 
 
 # Registry ----------------------------------------------------------------------------------------------------
@@ -200,7 +205,10 @@ class ReasonRequest(_Request, frozen=True, kw_only=True):
 
 
 class DeploymentInfo(_Answer, frozen=True, kw_only=True):
-    """A rollout on one device. `state` is PENDING, then the device's update state."""
+    """A rollout on one device. `state` is PENDING, then the device's update state.
+
+    `trials` is what the device found of each artifact, where the bundle has several.
+    """
 
     id: int
     rollout: int
@@ -214,6 +222,7 @@ class DeploymentInfo(_Answer, frozen=True, kw_only=True):
     detail: str | None
     created: float
     updated: float
+    trials: tuple[ArtifactTrial, ...] = ()
 
 
 class RolloutInfo(_Answer, frozen=True, kw_only=True):

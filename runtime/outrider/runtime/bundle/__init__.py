@@ -24,7 +24,7 @@ from outrider.runtime.bundle.manifest import (
     SourceModel,
     TensorSpec,
 )
-from outrider.runtime.bundle.reader import Bundle, open_bundle
+from outrider.runtime.bundle.reader import Bundle, open_bundle, read_manifest
 from outrider.runtime.bundle.writer import file_entry, write_bundle
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = [
     "encode_npy",
     "file_entry",
     "open_bundle",
+    "read_manifest",
     "write_bundle",
 ]
 

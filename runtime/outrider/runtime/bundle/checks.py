@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -10,8 +11,10 @@ import msgspec
 from outrider.runtime.bundle.archive import check_path
 from outrider.runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, Signature, TensorSpec
 from outrider.runtime.errors import BadBundleError, BundleTooLargeError, UnknownSchemaError
+from outrider.runtime.images.check import contradiction, image_spec
 
 MAX_MANIFEST_BYTES = 4 << 20
+_ROW_BY_ROW = ("native", "wasm")  # formats of artifacts that are given rows as bare memory
 
 
 class _Schema(msgspec.Struct, frozen=True):
@@ -56,6 +59,7 @@ def decode_manifest(data: bytes) -> Manifest:
 def check_manifest(manifest: Manifest) -> None:
     """Raises BadBundleError, or UnsafePathError for a path, at the first contradiction."""
     _check_signature(manifest)
+    _check_images(manifest)
     _check_candidates(manifest)
     _check_artifacts(manifest)
     files = manifest_files(manifest)
@@ -86,7 +90,7 @@ def _check_signature(manifest: Manifest) -> None:
     _unique((spec.name for spec in signature.inputs), "input")
     _unique((spec.name for spec in signature.outputs), "output")
     for spec in (*signature.inputs, *signature.outputs):
-        _check_tensor(spec)
+        _check_tensor(spec, batched=signature.batched)
     outputs = {spec.name for spec in signature.outputs}
     _require(signature.predict in outputs, f"'predict' names {signature.predict!r}, which is not an output")
     if signature.feature_names:
@@ -102,10 +106,23 @@ def _check_signature(manifest: Manifest) -> None:
         _unique((column.name for column in plan.columns), "raw column")
 
 
-def _check_tensor(spec: TensorSpec) -> None:
-    _require(bool(spec.name) and len(spec.shape) >= 1, f"the tensor {spec.name!r} has no name or no batch axis")
+def _check_images(manifest: Manifest) -> None:
+    wrong = contradiction(manifest.images, manifest.postprocess, manifest.signature)
+    _require(wrong is None, wrong or "")
+    _require(manifest.images is None or manifest.features is None, "there are a feature plan and an image plan")
+
+
+def _check_tensor(spec: TensorSpec, *, batched: bool) -> None:
+    _require(bool(spec.name), "a tensor has no name")
+    _require(bool(spec.shape) or not batched, f"the tensor {spec.name!r} has no batch axis")
     _require(all(d is None or d >= 1 for d in spec.shape), f"the tensor {spec.name!r} has a size below 1")
-    _require(None not in spec.shape[1:], f"the tensor {spec.name!r} has a free size other than the batch")
+
+
+def _check_rows(signature: Signature, where: str) -> None:
+    """Code that is given bare memory must know how long a row is."""
+    for spec in (*signature.inputs, *signature.outputs):
+        fixed = bool(spec.shape) and None not in spec.shape[1:]
+        _require(fixed, f"{where} knows no size but the batch, and {spec.name!r} has another that is free, or none")
 
 
 def _check_candidates(manifest: Manifest) -> None:
@@ -131,6 +148,8 @@ def _check_artifacts(manifest: Manifest) -> None:
         _require(missing <= derivable, f"{where} does not compute {' '.join(sorted(missing))}")
         _require(missing != outputs, f"{where} computes nothing")
         _require(artifact.candidate in ranked, f"{where} belongs to no ranked candidate")
+        if artifact.format in _ROW_BY_ROW:
+            _check_rows(signature, where)
 
 
 def _derivable(signature: Signature) -> set[str]:
@@ -145,8 +164,14 @@ def _check_golden(manifest: Manifest, files: dict[str, FileEntry]) -> None:
     _require(set(golden.inputs) == {spec.name for spec in signature.inputs}, "golden inputs are not the model's inputs")
     known = {spec.name for spec in signature.outputs}
     _require(bool(golden.outputs) and set(golden.outputs) <= known, "golden outputs are not the model's outputs")
-    columns = {column.name for column in manifest.features.columns} if manifest.features else set()
-    _require(not golden.raw or set(golden.raw) == columns, "golden raw columns are not those of the feature plan")
+    if manifest.images is not None:
+        shape = image_spec(manifest.images, signature).shape
+        images = golden.rows * (1 if signature.batched or len(shape) == 3 else shape[0] or 1)
+        places = all(re.fullmatch("0|[1-9][0-9]{0,8}", place) and int(place) < images for place in golden.raw)
+        _require(places, "the golden raw images are not places among the golden inputs")
+    else:
+        columns = {column.name for column in manifest.features.columns} if manifest.features else set()
+        _require(not golden.raw or set(golden.raw) == columns, "golden raw columns are not those of the feature plan")
     for path in (*golden.inputs.values(), *golden.outputs.values(), *golden.raw.values()):
         _require(path in files, f"the golden file {path!r} is not among the files")
     finite = math.isfinite(golden.atol) and math.isfinite(golden.rtol)

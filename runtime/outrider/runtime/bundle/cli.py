@@ -12,6 +12,7 @@ from outrider.runtime.bundle.manifest import ArtifactEntry, CandidateRecord, Man
 from outrider.runtime.bundle.reader import Bundle, open_bundle
 from outrider.runtime.bundle.signed import check_signature
 from outrider.runtime.errors import EXIT_OK
+from outrider.runtime.images.plan import kind_of
 from outrider.runtime.trust import TrustStore
 from outrider.runtime.trust.statements import signature_path
 
@@ -89,6 +90,11 @@ def _features(manifest: Manifest) -> Iterable[str]:
     plan = manifest.features
     if plan is not None:
         yield f"features    {len(plan.columns)} raw columns -> {len(plan.steps)} steps -> {len(plan.outputs)} features"
+    image = manifest.images
+    if image is not None:
+        height, width = image.size
+        steps = "".join(f" -> {kind_of(step)}" for step in manifest.postprocess)
+        yield f"images      {image.fit} to {height}x{width} {image.colour} -> {image.input}{steps}"
 
 
 def _met(met: bool | None) -> str:

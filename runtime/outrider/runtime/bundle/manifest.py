@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from outrider.runtime.features.plan import FeaturePlan
+from outrider.runtime.images.plan import ImagePlan, Postprocess
 from outrider.runtime.target import Requirements
 
 SCHEMA_VERSION = 1
@@ -44,7 +45,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class TensorSpec(_Record, frozen=True, kw_only=True):
-    """One named input or output. `None` in `shape` is a free dimension; the batch is always axis 0."""
+    """One named input or output. `None` in `shape` is a free dimension."""
 
     name: str
     dtype: Dtype
@@ -54,6 +55,8 @@ class TensorSpec(_Record, frozen=True, kw_only=True):
 class Signature(_Record, frozen=True, kw_only=True):
     """What the model takes and gives.
 
+    `batched`: axis 0 of every tensor counts rows, any number of them, none of which bears on another. A model that is
+    not takes whole tensors, such as one image of any size, or the batch of a fixed size that it was exported with.
     `predict` names the output that `Session.predict` returns. `class_labels` are in the order of the
     probability columns. The session derives what no artifact computes: one vector of integers or text is the class
     label by them, and `probabilities_0`, `probabilities_1`, … are the columns of `probabilities` that belong to the
@@ -65,6 +68,7 @@ class Signature(_Record, frozen=True, kw_only=True):
     predict: str
     feature_names: tuple[str, ...] = ()
     class_labels: tuple[int | str, ...] = ()
+    batched: bool = True
 
     def target_columns(self) -> dict[str, slice]:
         """The outputs `probabilities_0`, `probabilities_1`, … and the columns of `probabilities` that they are."""
@@ -92,7 +96,8 @@ class ArtifactEntry(_Record, frozen=True, kw_only=True):
 
     `format` selects the engine (`outrider.runtime.engines.ENGINES`), `abi` is the version of that format.
     `inputs` and `outputs` name tensors of the signature in the order of the artifact's ABI.
-    `package` is the distribution that the engine needs on the device, or None.
+    `package` is the distribution that the engine needs on the device, or None. `rows`: how many rows the artifact of a
+    batched model takes in a call; None: any number.
     """
 
     path: str
@@ -107,6 +112,7 @@ class ArtifactEntry(_Record, frozen=True, kw_only=True):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     candidate: str
+    rows: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Measurement(_Record, frozen=True, kw_only=True):
@@ -120,7 +126,12 @@ class Measurement(_Record, frozen=True, kw_only=True):
 
 
 class Parity(_Record, frozen=True, kw_only=True):
-    """How far an artifact is from the source model: passed where every |error| <= atol + rtol * |value|."""
+    """How far an artifact is from the source model.
+
+    `rows`: rows, or calls of a model that is not batched. It passed where every |error| <= atol + rtol * |value| +
+    of_max * m, with m the largest |value| of the same output, and where of values that are no floats no larger share
+    than `differing` differs. `l2_error` is the largest relative L2 error of an output.
+    """
 
     rows: int
     evidence: Evidence
@@ -129,6 +140,9 @@ class Parity(_Record, frozen=True, kw_only=True):
     atol: float
     rtol: float
     passed: bool
+    of_max: float = 0.0
+    differing: float = 0.0
+    l2_error: float | None = None
 
 
 class CandidateRecord(_Record, frozen=True, kw_only=True):
@@ -165,7 +179,9 @@ class Golden(_Record, frozen=True, kw_only=True):
     """Golden vectors: real inputs with the source model's outputs, each a `.npy` file.
 
     `inputs` and `outputs` map tensor names to paths; `raw` maps raw columns, where the bundle carries a
-    feature plan. `atol` and `rtol` are the tolerances a probe applies.
+    feature plan, or, where it carries an image plan, places among all images of `inputs` ("0", "17") to the image as
+    it was, uint8 [h, w, 3]. Axis 0 of each other array counts `rows`: those of a batched model, or whole calls of
+    another. What a probe allows is `Parity`'s of the candidate in use, and `atol + rtol * |value|` where it has none.
     """
 
     rows: int
@@ -187,7 +203,11 @@ class SourceModel(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """The root record of `manifest.json`."""
+    """The root record of `manifest.json`.
+
+    `features` says how raw columns become the model's input, `images` how an image does, `postprocess` what a session
+    makes of an image's outputs, step by step.
+    """
 
     schema: int
     name: Name
@@ -202,6 +222,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     evidence: Evidence
     goals: tuple[GoalRecord, ...] = ()
     features: FeaturePlan | None = None
+    images: ImagePlan | None = None
+    postprocess: tuple[Postprocess, ...] = ()
     baseline: str | None = None
     provenance: str | None = None
     run_id: str | None = None

@@ -73,6 +73,22 @@ def open_bundle(path: Path | str) -> Bundle:
         raise StorageError(f"cannot read {location}: {e.strerror}") from e
 
 
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest alone, of a bundle that was opened before: no digest is checked, so nothing may rest on it.
+
+    Raises BadBundleError; NotFoundError where there is no file.
+    """
+    location = Path(path)
+    try:
+        with location.open("rb") as file:
+            entries = {entry.path: entry for entry in read_index(file, file.seek(0, 2))}
+            return decode_manifest(_read_manifest(file, entries))
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise NotFoundError(f"there is no bundle at {location}") from e
+    except OSError as e:
+        raise StorageError(f"cannot read {location}: {e.strerror}") from e
+
+
 def _open(location: Path, file: BinaryIO) -> Bundle:
     size = file.seek(0, 2)
     entries = {entry.path: entry for entry in read_index(file, size)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from outrider.runtime.bundle.manifest import ArtifactEntry, Signature
 from outrider.runtime.errors import EngineMissingError, TargetMismatchError
+from outrider.runtime.target import Arch
 
 if TYPE_CHECKING:
     from outrider.runtime.engines.base import Engine
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class EngineEntry:
     """An engine: its class, the ABI versions of the format it runs, and the module it cannot do without.
 
-    `features` are those of `needs.features` that the engine itself has, on whatever machine.
+    `features` are those of `needs.features` that the engine itself has, on whatever machine. `archs`: the
+    architectures of targets that there is an engine for, built in or as a wheel of `package`.
     """
 
     entry: str
@@ -30,16 +32,43 @@ class EngineEntry:
     module: str | None = None
     package: str | None = None
     features: tuple[str, ...] = ()
+    archs: tuple[Arch, ...] = ()
 
 
 ENGINES: dict[str, EngineEntry] = {
-    "native": EngineEntry("outrider.runtime.engines.native:NativeEngine"),
-    "onnx": EngineEntry("outrider.runtime.engines.onnx:OnnxEngine", module="onnxruntime", package="onnxruntime"),
+    "native": EngineEntry(
+        "outrider.runtime.engines.native:NativeEngine", archs=("x86_64", "aarch64", "armv7", "riscv64")
+    ),
+    "ncnn": EngineEntry(
+        "outrider.runtime.engines.ncnn:NcnnEngine",
+        module="ncnn",
+        package="ncnn",
+        archs=("x86_64", "aarch64", "armv7"),
+    ),
+    "onnx": EngineEntry(
+        "outrider.runtime.engines.onnx:OnnxEngine",
+        module="onnxruntime",
+        package="onnxruntime",
+        archs=("x86_64", "aarch64"),
+    ),
+    "openvino": EngineEntry(
+        "outrider.runtime.engines.openvino:OpenVinoEngine",
+        module="openvino",
+        package="openvino",
+        archs=("x86_64", "aarch64"),
+    ),
+    "tvm": EngineEntry(
+        "outrider.runtime.engines.tvm:TvmEngine",
+        module="tvm_ffi",
+        package="apache-tvm",
+        archs=("x86_64", "aarch64"),
+    ),
     "wasm": EngineEntry(
         "outrider.runtime.engines.wasm:WasmEngine",
         module="wasmtime",
         package="wasmtime",
         features=("lime1", "simd128"),
+        archs=("wasm32",),
     ),
 }
 
@@ -83,7 +112,12 @@ def open_engine(entry: ArtifactEntry, data: bytes, signature: Signature, threads
             hint="install a matching version of outrider",
             reason="abi",
         )
-    return engine.open(entry, data, signature, threads=threads)
+    opened = engine.open(entry, data, signature, threads=threads)
+    if entry.rows is None:
+        return opened
+    from outrider.runtime.engines.rowwise import RowWise
+
+    return RowWise(opened, entry.rows)
 
 
 __all__ = ["ENGINES", "EngineEntry", "available", "engine_class", "open_engine", "supports"]

@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,6 +236,44 @@ class _Image:
             with contextlib.suppress(OSError):
                 self._file.unlink()
             self._file = None
+
+
+@contextlib.contextmanager
+def in_reach(data: bytes, origin: str) -> Iterator[Iterator[str]]:
+    """Paths under which the dynamic loader finds a library's bytes: in memory, then in a temporary file.
+
+    For those who load libraries in a way of their own, which they may do until the context ends: what is loaded then
+    needs neither. Raises EngineFault where the bytes can be put nowhere.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def paths() -> Iterator[str]:
+            problem: Exception | None = None
+            for in_memory in (True, False):
+                try:
+                    image = _unused_image(data, stack, in_memory=in_memory)
+                except (OSError, AttributeError) as e:
+                    problem = e
+                else:
+                    yield image.path
+            if problem is not None:
+                raise EngineFault(f"the library {origin!r} cannot be loaded: {problem}") from problem
+
+        yield paths()
+
+
+def _unused_image(data: bytes, stack: contextlib.ExitStack, *, in_memory: bool) -> _Image:
+    """An image, closed by the stack, whose path is that of no loaded library: a descriptor's number comes again."""
+    import _ctypes
+
+    while True:
+        image = _Image(data, in_memory=in_memory)
+        stack.callback(image.close)
+        try:
+            loaded = ctypes.CDLL(image.path, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        except OSError:
+            return image
+        _ctypes.dlclose(loaded._handle)
 
 
 def load_library(data: bytes, origin: str, binding: Binding | None) -> Library:

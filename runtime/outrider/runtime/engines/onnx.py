@@ -9,7 +9,8 @@ import numpy as np
 
 from outrider.runtime.bundle.manifest import ArtifactEntry, Signature
 from outrider.runtime.engines.base import Array, Engine, tensors
-from outrider.runtime.errors import BadBundleError, EngineFault, EngineMissingError
+from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
+from outrider.runtime.errors import BadBundleError, EngineFault
 
 _SEVERITY_ERROR = 3
 
@@ -33,12 +34,7 @@ class OnnxEngine(Engine):
         """Load an ONNX file from memory; weights in other files are not allowed."""
         tensors(entry.inputs, signature.inputs)
         tensors(entry.outputs, signature.outputs)
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise EngineMissingError(
-                "ONNX artifacts need the package onnxruntime", hint="pip install onnxruntime", reason="engine"
-            ) from e
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SEVERITY_ERROR
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from outrider.runtime.messages.topics import Identifier
 from outrider.runtime.target import Requirements, Target
@@ -21,6 +21,8 @@ MAX_DESIRED_BYTES = 8 * 1024
 
 # What a device says of itself is bounded in number and length: the fleet keeps it, and looks it up.
 MAX_SLOTS = 64
+MAX_TRIALS = 32
+TRIAL_DETAIL_CHARS = 256
 Label = Annotated[str, Meta(max_length=128)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Version = Literal[1]
@@ -179,8 +181,33 @@ class Reported(_Message, frozen=True, kw_only=True):
     target: Target
 
 
+class ArtifactTrial(_Message, frozen=True, kw_only=True):
+    """What a device found of one artifact of a bundle, by its candidate's id, when it probed them all.
+
+    `kept` marks the one that the slot runs. `p50_ms` and `p99_ms` are percentiles of a call's duration, milliseconds,
+    None where none was timed; `rss_bytes` is the peak memory of the process that tried it, 0 where it is not known.
+    `reason` is empty where it passed, otherwise a machine-readable code; `detail` says it in words.
+    """
+
+    candidate: Label
+    passed: bool
+    kept: bool = False
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    rss_bytes: int = 0
+    reason: Label = ""
+    detail: Annotated[str, Meta(max_length=TRIAL_DETAIL_CHARS)] = ""
+
+
+Trials = Annotated[tuple[ArtifactTrial, ...], Meta(max_length=MAX_TRIALS)]
+
+
 class Event(_Message, frozen=True, kw_only=True):
-    """One step of the update state machine. `reason` is a short machine-readable code, `detail` says it in words."""
+    """One step of the update state machine. `reason` is a short machine-readable code, `detail` says it in words.
+
+    `trials` stands in the step that ends the probe of a bundle of several artifacts, in the order of their ranks; it
+    is left out elsewhere.
+    """
 
     v: Version
     boot_id: Label
@@ -194,6 +221,7 @@ class Event(_Message, frozen=True, kw_only=True):
     bundle: Sha256
     reason: Label = ""
     detail: str = ""
+    trials: Trials | UnsetType = UNSET
 
 
 class Stat(_Message, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import NDArray
 
 from outrider.runtime import __version__
+from outrider.runtime.bundle.manifest import Signature
+from outrider.runtime.calls import rows_of_call
 from outrider.runtime.errors import BadInputError, EngineFault, NotFoundError, OutriderError
 from outrider.runtime.models import Live, Models
 from outrider.runtime.server.protocol import (
@@ -138,7 +140,7 @@ class Routes:
         with self._models.lease(call.slot) as live, self._turn(request.deadline):
             _check_version(call, live)
             inputs = _decode_inputs(infer, live.manifest, doubles=live.session.takes_doubles)
-            rows = _rows(inputs)
+            rows = _rows(inputs, live.manifest.signature)
             ids = row_ids(infer, rows)
             try:
                 outputs = live.session.run(inputs)
@@ -242,6 +244,9 @@ def _decode_input(
     return array
 
 
-def _rows(inputs: Mapping[str, Array]) -> int:
+def _rows(inputs: Mapping[str, Array], signature: Signature) -> int:
+    """How many rows are asked about; what does not fit the signature is refused by the session."""
+    if not signature.batched:
+        return rows_of_call(signature) or 1
     first = next(iter(inputs.values()))
-    return int(first.shape[0]) if first.ndim else 1
+    return len(first) if first.ndim else 1

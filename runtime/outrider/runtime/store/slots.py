@@ -3,6 +3,7 @@
 ```
 bundles/<sha256>/bundle.orb          complete and verified: a bundle gets here by one rename
                  bundle.orb.dsse     its detached signature
+                 choice-<slot>.json  which of several artifacts the slot runs (see `outrider.runtime.choice`)
 staging/<sha256>.part  .map          a bundle that is being fetched, and which blocks of it are written
         <sha256>.new/                a bundle that is about to be renamed into bundles/
 slots/<slot>/current   previous      symbolic links to ../../bundles/<sha256>

