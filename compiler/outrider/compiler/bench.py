@@ -15,6 +15,7 @@ from outrider.runtime.arguments import Parser, positive
 from outrider.runtime.bundle import Bundle, Measurement, Signature, decode_npy, open_bundle
 from outrider.runtime.calls import rows_of_call
 from outrider.runtime.errors import EXIT_OK, EngineFault, TargetMismatchError, UsageError
+from outrider.runtime.output import as_json
 from outrider.runtime.session import Session, load_each
 from outrider.runtime.target import Refusal, Target
 
@@ -121,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     arguments = parser.parse_args(argv)
     found = bench_bundle(open_bundle(arguments.bundle), arguments.batch, threads=arguments.threads)
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if arguments.json else _text(found))
+    print(as_json(found) if arguments.json else _text(found))
     return EXIT_OK
 
 

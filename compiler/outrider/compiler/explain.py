@@ -47,7 +47,7 @@ def explain(report: Report) -> str:
 
 
 def _why(manifest: Manifest) -> Iterator[str]:
-    ranked = sorted((one for one in manifest.candidates if one.rank is not None), key=lambda one: one.rank or 0)
+    ranked = manifest.ranked_candidates()
     for record in ranked:
         yield f"#{record.rank} {record.id}: {record.reason}"
         yield from (f"   {line}" for line in _figures(record))

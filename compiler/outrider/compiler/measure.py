@@ -16,7 +16,6 @@ from outrider.runtime.calls import count_calls, one_call
 
 BATCHES = (1, 64, 1024)
 CROSSOVERS = (8, 16, 32, 64)  # batch sizes at which parts of an artifact, for rows and for batches, are measured
-MARGIN = 0.95  # another must take less than this share of the favourite's time, so that noise does not choose
 _ROUNDS, _MOST_ROUNDS = 15, 60
 _SURE = 0.01  # half the width of the median's confidence interval, as a share of it, with which rounds end
 _ROUNDS_NS = 3_000_000_000  # CPU time after which they end at one batch size, sure or not

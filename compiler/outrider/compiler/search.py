@@ -18,13 +18,14 @@ from outrider.compiler.backends import BACKENDS, REDUCED, Backend, backend
 from outrider.compiler.cache import Cache
 from outrider.compiler.goals import Facts, check_goal, shortfall
 from outrider.compiler.making import Bench, Left, OutOfTime, Workroom, make, shortest_run
-from outrider.compiler.measure import MARGIN, Timing, measure
+from outrider.compiler.measure import Timing, measure
 from outrider.compiler.metrics import check_metric
 from outrider.compiler.ranking import ranked
 from outrider.compiler.records import by_rank, left_record, part_record, refused_record, relative_time, trial_record
 from outrider.compiler.resident import measure_rss
 from outrider.compiler.task import Made, Outcome, Task, Trial
 from outrider.runtime.bundle import CandidateRecord, Manifest
+from outrider.runtime.choice import MARGIN
 from outrider.runtime.errors import (
     BadDataError,
     BadInputError,
@@ -39,8 +40,8 @@ from outrider.runtime.target import Refusal
 
 
 def search(task: Task, cache: Cache) -> Outcome:
-    """Find the artifacts to ship. Ctrl-C ends it with the best so far, where there is any; in the middle of measuring,
-    with what the rule prefers.
+    """Find the artifacts to ship. Where the task settles for it, Ctrl-C ends this with the best so far, if there is
+    any; in the middle of measuring, with what the rule prefers.
 
     Raises UnsupportedError where no backend takes the model, ParityError where no artifact agrees with the source,
     ToolchainError, UsageError.
@@ -84,12 +85,11 @@ def replay(task: Task, cache: Cache, earlier: Manifest) -> Outcome:
         raise BadInputError("the bundle to replay is of another model or target")
     if [goal.text for goal in earlier.goals] != [goal.text for goal in task.goals]:
         raise BadInputError("the bundle to replay was compiled for other goals")
-    ranked = sorted((record for record in earlier.candidates if record.rank is not None), key=lambda r: r.rank or 0)
     backends, _ = _backends(task)
     shipped = []
     with ExitStack() as stack:
         room = Workroom(task, cache, stack)
-        for record in ranked:
+        for record in earlier.ranked_candidates():
             maker = backends.get(record.backend)
             candidate = maker.recall(task.order, record.precision, record.options) if maker else None
             if maker is None or candidate is None or candidate.id != record.id:

@@ -21,9 +21,7 @@ EngineCheck = Callable[[str], bool]
 
 def needs_of(manifest: Manifest) -> tuple[ArtifactNeed, ...]:
     """What the artifacts of a bundle need, in the order in which a device tries them (by their candidates' rank)."""
-    ranks = {candidate.id: candidate.rank or 0 for candidate in manifest.candidates}
-    ordered = sorted(manifest.artifacts, key=lambda artifact: ranks[artifact.candidate])
-    return tuple(need_of(artifact) for artifact in ordered)
+    return tuple(need_of(artifact) for artifact in manifest.ranked_artifacts())
 
 
 def need_of(artifact: ArtifactEntry) -> ArtifactNeed:

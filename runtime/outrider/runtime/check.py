@@ -12,7 +12,7 @@ from outrider.runtime.arguments import Parser
 from outrider.runtime.bundle import Manifest, open_bundle
 from outrider.runtime.engines import ENGINES
 from outrider.runtime.errors import EXIT_OK, BadInputError, NotFoundError, TargetMismatchError, UsageError
-from outrider.runtime.session import by_rank
+from outrider.runtime.output import as_json
 from outrider.runtime.target import Refusal, Target
 
 
@@ -39,7 +39,7 @@ def check_device(
 ) -> DeviceCheck:
     """Hold every artifact against a device. `engines`: the formats that it has engines for, None for all."""
     found = []
-    for artifact in by_rank(manifest):
+    for artifact in manifest.ranked_artifacts():
         refusal = admissible(need_of(artifact), target, engines=lambda kind: engines is None or kind in engines)
         found.append(
             ArtifactAdmission(
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     bundle = open_bundle(arguments.bundle)
     target = read_target(arguments.device)
     found = check_device(bundle.manifest, target, engines=arguments.engine, bundle=str(bundle.path))
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if arguments.json else _text(found))
+    print(as_json(found) if arguments.json else _text(found))
     if found.runs is None:
         first = found.artifacts[0].refusal
         assert first is not None

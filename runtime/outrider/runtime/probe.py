@@ -11,10 +11,9 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK, UnsupportedError
+from outrider.runtime.output import as_json
 from outrider.runtime.target import Arch, Libc, Target
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -162,5 +161,5 @@ def main(argv: Sequence[str]) -> int:
     """`outrider probe`: print this machine as a target, in JSON."""
     parser = Parser(prog="outrider probe", description="Describe this machine as a target, in JSON.")
     parser.parse_args(argv)
-    print(msgspec.json.format(msgspec.json.encode(host_target()), indent=2).decode())
+    print(as_json(host_target()))
     return EXIT_OK

@@ -113,14 +113,13 @@ def _several(bundle: Path) -> tuple[str, ...]:
     manifest = read_manifest(bundle)
     if len(manifest.artifacts) < 2:
         return ()
-    ranks = {candidate.id: candidate.rank or 0 for candidate in manifest.candidates}
     host = host_target()
-    admitted = {
+    admitted = (
         artifact.candidate
-        for artifact in manifest.artifacts
+        for artifact in manifest.ranked_artifacts()
         if admissible(need_of(artifact), host, engines=available) is None
-    }
-    return tuple(sorted(admitted, key=lambda candidate: ranks[candidate]))[:MAX_TRIALS]
+    )
+    return tuple(dict.fromkeys(admitted))[:MAX_TRIALS]
 
 
 def _allowance(left_s: float, count: int, deadline_s: float) -> float:

@@ -86,7 +86,7 @@ def load_each(
         from outrider.runtime.probe import host_target
 
         target = host_target()
-    for artifact in by_rank(bundle.manifest):
+    for artifact in bundle.manifest.ranked_artifacts():
         refusal = admissible(need_of(artifact), target, engines=available)
         if refusal is not None:
             yield artifact, refusal
@@ -102,12 +102,6 @@ def load_each(
             continue
         with session:
             yield artifact, session
-
-
-def by_rank(manifest: Manifest) -> list[ArtifactEntry]:
-    """The artifacts in the order in which a device tries them."""
-    ranks = {candidate.id: candidate.rank or 0 for candidate in manifest.candidates}
-    return sorted(manifest.artifacts, key=lambda artifact: ranks[artifact.candidate])
 
 
 class Session:
@@ -219,7 +213,7 @@ def _open_best(
     bundle: Bundle, target: Target, threads: int, prefer: str | None, only: Collection[str] | None
 ) -> tuple[Engine, list[Attempt]]:
     """The first artifact, in the order to try them, that this machine can run; the last attempt is the one in use."""
-    ordered = sorted(by_rank(bundle.manifest), key=lambda one: one.candidate != prefer)
+    ordered = sorted(bundle.manifest.ranked_artifacts(), key=lambda one: one.candidate != prefer)
     left_out = [Attempt(one, _LEFT_OUT) for one in ordered if only is not None and one.candidate not in only]
     attempts: list[Attempt] = []
     fault: EngineFault | EngineMissingError | None = None

@@ -13,6 +13,7 @@ from outrider.runtime.bundle import Bundle, open_bundle
 from outrider.runtime.bundle.signed import check_signature
 from outrider.runtime.errors import EXIT_OK, EngineFault, ParityError, TargetMismatchError
 from outrider.runtime.golden import DEFAULT_REPEATS, check_golden
+from outrider.runtime.output import as_json
 from outrider.runtime.session import Session, load_each
 from outrider.runtime.target import Refusal, Target
 from outrider.runtime.trust import TrustStore
@@ -103,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.trust is not None:
         check_signature(bundle, TrustStore.load(arguments.trust))
     found = verify_bundle(bundle, threads=arguments.threads)
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if arguments.json else _text(found))
+    print(as_json(found) if arguments.json else _text(found))
     judge(found)
     return EXIT_OK
 

@@ -9,6 +9,7 @@ import msgspec
 from outrider.runtime.arguments import Parser
 from outrider.runtime.engines import ENGINES
 from outrider.runtime.errors import EXIT_OK
+from outrider.runtime.output import as_json
 from outrider.runtime.target import Target
 from outrider.targets.catalog import HOST, boards, get_target
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     found = describe_targets()
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print(as_json(found))
     else:
         print("\n\n".join(map(_text, found)))
     return EXIT_OK

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from outrider.compiler.backends import BACKENDS
@@ -32,7 +31,7 @@ from outrider.runtime.errors import (
     UnsupportedError,
     UsageError,
 )
-from outrider.runtime.session import by_rank
+from outrider.runtime.output import as_json
 from outrider.targets import get_target
 
 CALLS = 4  # that are compared, spread over the calibration
@@ -60,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             beyond=arguments.beyond,
             progress=status.update,
         )
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if arguments.json else describe(found))
+    print(as_json(found) if arguments.json else describe(found))
     return EXIT_OK
 
 
@@ -163,7 +162,7 @@ def _pick(bundle: Bundle, wanted: str | None) -> tuple[ArtifactEntry, CandidateR
     """The artifact of that candidate, or the first that runs here."""
     host, refusals = get_target("host"), []
     records = {record.id: record for record in bundle.manifest.candidates}
-    entries = [one for one in by_rank(bundle.manifest) if wanted in (None, one.candidate)]
+    entries = [one for one in bundle.manifest.ranked_artifacts() if wanted in (None, one.candidate)]
     if not entries:
         known = ", ".join(one.candidate for one in bundle.manifest.artifacts)
         raise NotFoundError(f"{bundle.path} has no artifact {wanted!r}", hint=f"it has {known}")

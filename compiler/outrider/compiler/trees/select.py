@@ -19,9 +19,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from outrider.compiler.measure import CROSSOVERS, MARGIN
+from outrider.compiler.measure import CROSSOVERS
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.kernels import BASELINE, ISA_LEVELS, KERNELS, IsaLevel, Kernel, Role
+from outrider.runtime.choice import MARGIN
 from outrider.runtime.target import Target
 
 WORTH = 1.25  # a kernel is measured up to this ratio to the cheapest: cost models are no better

@@ -14,6 +14,7 @@ from rich.console import Console
 from outrider.fleet.cli import commands
 from outrider.fleet.cli.labels import labels
 from outrider.fleet.triggers import TRIGGERS
+from outrider.runtime.output import as_json
 from outrider.runtime.api_client.connect import connect, connection_options
 from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     command: commands.Command = arguments.run
     answer = command(connect(arguments), arguments)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(answer.data), indent=2).decode())
+        print(as_json(answer.data))
     else:
         # Into a pipe, columns are as wide as they need to be.
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(answer.view, soft_wrap=True)

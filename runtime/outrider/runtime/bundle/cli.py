@@ -13,6 +13,7 @@ from outrider.runtime.bundle.reader import Bundle, open_bundle
 from outrider.runtime.bundle.signed import check_signature
 from outrider.runtime.errors import EXIT_OK
 from outrider.runtime.images.plan import kind_of
+from outrider.runtime.output import as_json
 from outrider.runtime.trust import TrustStore
 from outrider.runtime.trust.statements import signature_path
 
@@ -42,7 +43,7 @@ def inspect(argv: Sequence[str]) -> int:
         signature=_signature_state(bundle, arguments.trust),
         manifest=bundle.manifest,
     )
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if arguments.json else describe(found))
+    print(as_json(found) if arguments.json else describe(found))
     return EXIT_OK
 
 

@@ -13,6 +13,7 @@ from outrider.runtime.arguments import Parser
 from outrider.runtime.bundle.manifest import CandidateRecord, Manifest
 from outrider.runtime.bundle.reader import Bundle, open_bundle
 from outrider.runtime.errors import EXIT_OK
+from outrider.runtime.output import as_json
 
 _MOST = 400  # characters of a step that are shown
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
     arguments = parser.parse_args(argv)
     found = diff_bundles(open_bundle(arguments.first), open_bundle(arguments.second))
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if arguments.json else describe(found))
+    print(as_json(found) if arguments.json else describe(found))
     return EXIT_OK
 
 

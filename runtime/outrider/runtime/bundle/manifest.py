@@ -228,3 +228,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
     provenance: str | None = None
     run_id: str | None = None
     tools: dict[str, str] = {}
+
+    def ranked_candidates(self) -> list[CandidateRecord]:
+        """The candidates that were shipped, in the order in which a device tries them."""
+        ranks = [(record.rank, record) for record in self.candidates if record.rank is not None]
+        return [record for _, record in sorted(ranks, key=lambda pair: pair[0])]
+
+    def ranked_artifacts(self) -> list[ArtifactEntry]:
+        """The artifacts in the order in which a device tries them."""
+        ranks = {candidate.id: candidate.rank or 0 for candidate in self.candidates}
+        return sorted(self.artifacts, key=lambda artifact: ranks[artifact.candidate])

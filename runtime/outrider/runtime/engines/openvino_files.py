@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,7 +29,6 @@ from outrider.runtime.errors import BadBundleError, EngineMissingError
 WEIGHTS, GRAPH, SETTINGS = "openvino_model.bin", "openvino_model.xml", "settings.json"
 
 Arithmetic = Literal["f32", "bf16", "f16"]
-ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
 
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.RLock()
