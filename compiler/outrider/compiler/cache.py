@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from outrider.compiler.backends import BACKENDS, OWN, Built, Candidate, Order, backend
-from outrider.compiler.model import Array, OnnxGraph
+from outrider.compiler.model import OnnxGraph
 from outrider.compiler.task import Outcome, Task
 from outrider.runtime.bundle import ArtifactEntry, CandidateRecord, GoalRecord
 from outrider.runtime.caches import cache_folder
@@ -152,7 +151,7 @@ def _artifact_key(order: Order, candidate: Candidate) -> str:
         candidate.backend,
         candidate.precision,
         candidate.options,
-        [_arrays(call) for call in order.calibration] if calibrated else [],
+        order.calibration_prints if calibrated else [],
         order.threads,
         hashlib.sha256(order.tuning.get(candidate.backend, b"")).hexdigest(),
     )
@@ -160,14 +159,12 @@ def _artifact_key(order: Order, candidate: Candidate) -> str:
 
 def _search_key(task: Task) -> str:
     samples, limits = task.samples, task.limits
-    labels = {} if samples.labels is None else {"": samples.labels}
     return _digest(
         "search",
         _code(),
         [tool_versions(backend(name).tools) for name in BACKENDS],
         *_model_parts(task.order),
-        _arrays(samples.inputs),
-        _arrays(labels),
+        *samples.prints,
         samples.evidence,
         [goal.text for goal in task.goals],
         [limits.backends, limits.precisions, limits.budget_s, limits.threads, limits.tune_s],
@@ -182,26 +179,12 @@ def _tuning_key(name: str) -> str:
 
 def _model_parts(order: Order) -> tuple[Any, ...]:
     model = order.model
-    graph = hashlib.sha256(model.payload.data).hexdigest() if isinstance(model.payload, OnnxGraph) else ""
+    graph = model.payload.sha256 if isinstance(model.payload, OnnxGraph) else ""
     return model.framework, model.framework_version, model.sha256, graph, model.signature, order.target
 
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(b"\0".join(msgspec.json.encode(part, order="deterministic") for part in parts)).hexdigest()
-
-
-def _arrays(arrays: Mapping[str, Array]) -> list[str]:
-    """Names, dtypes, shapes and values, in short."""
-    return [
-        f"{name} {array.dtype} {array.shape} {hashlib.sha256(_bytes(array)).hexdigest()}"
-        for name, array in sorted(arrays.items())
-    ]
-
-
-def _bytes(array: Array) -> bytes:
-    if array.dtype.hasobject:
-        return msgspec.json.encode(array.astype(str).tolist())
-    return np.ascontiguousarray(array).tobytes()
 
 
 def tool_versions(names: Iterable[str]) -> dict[str, str]:

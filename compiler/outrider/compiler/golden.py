@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from outrider.compiler.model import Array, Model
+from outrider.compiler.model import Array
 from outrider.compiler.samples import Samples
-from outrider.compiler.verify import ATOL, MAX_ROWS, RTOL, golden_rows, spread
+from outrider.compiler.verify import ATOL, MAX_ROWS, RTOL, Truth, golden_rows, spread
 from outrider.runtime.bundle import Golden, encode_npy
-from outrider.runtime.calls import pick_calls, run_calls
+from outrider.runtime.calls import pick_calls
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.features.plan import FeaturePlan
 
@@ -24,15 +24,14 @@ class GoldenFiles:
     files: dict[str, bytes]
 
 
-def make_golden(model: Model, samples: Samples, plan: FeaturePlan | None) -> GoldenFiles:
-    """Some of the samples with outputs of the source library and raw columns, or some images as they were given.
+def make_golden(truth: Truth, samples: Samples, plan: FeaturePlan | None) -> GoldenFiles:
+    """Some of what was compared, with raw columns, or some images as they were given.
 
     Raises BadDataError where the raw rows lack a column of the plan.
     """
-    compared = spread(samples.rows, MAX_ROWS)
-    picked = compared[golden_rows(samples, len(compared))]
-    inputs = pick_calls(samples.inputs, picked)
-    outputs = run_calls(model.reference, inputs, batched=model.signature.batched)
+    chosen = golden_rows(samples, truth.rows)
+    picked = spread(samples.rows, MAX_ROWS)[chosen]
+    inputs, outputs = pick_calls(truth.inputs, chosen), pick_calls(truth.outputs, chosen)
     raw = _raw(samples, plan, picked) or _raw_images(samples, picked)
     files: dict[str, bytes] = {}
     record = Golden(

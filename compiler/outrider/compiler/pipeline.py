@@ -128,7 +128,7 @@ def compile_model(
     task = Task(source, hardware, host, samples, truth, wanted, tell, evaluate, limits, tuning)
     outcome = search(task, store) if earlier is None else replay(task, store, earlier.manifest)
     tell("writing the bundle")
-    golden = make_golden(source, samples, given.features)
+    golden = make_golden(truth, samples, given.features)
     extras = _extras(given, source, samples, outcome)
     manifest = _manifest(given, task, outcome, golden, extras)
     artifacts = {built.entry.path: built.data for built in outcome.shipped}

@@ -6,12 +6,14 @@ import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.compiler.fingerprint import fingerprint
 from outrider.compiler.model import LABEL, Array, Model
 from outrider.compiler.pictures import read_folder
 from outrider.compiler.trees.forest import Forest
@@ -46,6 +48,11 @@ class Samples:
     def real(self) -> bool:
         """Whether these are rows of the caller's, not made up."""
         return self.evidence == "calibration"
+
+    @cached_property
+    def prints(self) -> tuple[list[str], list[str]]:
+        """What tells these rows, and their labels, from others."""
+        return fingerprint(self.inputs), fingerprint({} if self.labels is None else {"": self.labels})
 
     def images_of(self, rows: NDArray[np.intp]) -> tuple[Array, ...]:
         """The images that these rows were made of, in their order."""

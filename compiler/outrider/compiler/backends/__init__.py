@@ -8,8 +8,10 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
+from outrider.compiler.fingerprint import fingerprint
 from outrider.compiler.model import Array, Model, no_reference
 from outrider.runtime.bundle import ArtifactEntry, file_entry
 from outrider.runtime.target import Requirements, Target
@@ -44,6 +46,11 @@ class Order:
     def allows(self, precision: str) -> bool:
         """Whether a candidate of this precision may be tried."""
         return ("fp32" if precision in OWN else precision) in self.precisions
+
+    @cached_property
+    def calibration_prints(self) -> list[list[str]]:
+        """What tells this calibration from another."""
+        return [fingerprint(call) for call in self.calibration]
 
     def portable(self) -> Order:
         """The same without the source library, to be sent to another process."""

@@ -19,6 +19,7 @@ from outrider.compiler.conformance.results import Verdict
 from outrider.compiler.frontends import ReadOptions, read_model
 from outrider.compiler.making import Workroom, make
 from outrider.compiler.model import Array
+from outrider.compiler.onnx_session import open_session
 from outrider.compiler.pipeline import compile_model
 from outrider.compiler.samples import examples, make_samples
 from outrider.compiler.task import Limits, Made, Task
@@ -86,11 +87,7 @@ def _said(error: OutriderError) -> str:
 
 
 def _run_plain(case: Case) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    session = onnxruntime.InferenceSession(case.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(case.model.SerializeToString())
     names = [value.name for value in session.get_inputs()]
     for data in case.data:
         _check(case, data, session.run(None, dict(zip(names, data.inputs, strict=False))))

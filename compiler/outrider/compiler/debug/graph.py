@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from outrider.compiler.model import Array
+from outrider.compiler.onnx_session import open_session
 from outrider.compiler.passes.graph import captured, constants
 from outrider.runtime.errors import UnsupportedError
 
@@ -90,15 +91,9 @@ def run_plainly(model: onnx.ModelProto, calls: Sequence[Call]) -> Iterator[dict[
 
     Raises UnsupportedError where it cannot.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     names = [value.name for value in model.graph.output]
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model.SerializeToString(), as_written=True)
         for call in calls:
             outputs: list[Any] = session.run(names, {name: np.ascontiguousarray(array) for name, array in call.items()})
             yield {

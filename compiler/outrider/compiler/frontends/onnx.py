@@ -32,13 +32,13 @@ from outrider.compiler.model import (
     check_labels,
     label_output,
 )
+from outrider.compiler.onnx_session import open_session
 from outrider.compiler.passes.graph import graphs
 from outrider.compiler.passes.shapes import bind
 from outrider.compiler.trees.check import check_forest
 from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
 from outrider.runtime.calls import rows_of_call
-from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
-from outrider.runtime.errors import BadModelError, UnsupportedError
+from outrider.runtime.errors import BadModelError, EngineMissingError, UnsupportedError
 
 if TYPE_CHECKING:
     import onnx
@@ -290,14 +290,10 @@ def _check_weights(model: onnx.ModelProto) -> None:
 
 
 def _session(data: bytes, graph: onnx.GraphProto) -> Any:
-    onnxruntime = import_onnxruntime()
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return open_session(data, as_written=True)
+    except EngineMissingError:
+        raise
     except Exception as e:  # the binding raises one class a status code, with no common base but Exception
         raise refusal(str(e), graph) from e
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from outrider.compiler.onnx_session import open_session
 from outrider.compiler.passes.graph import (
     RANDOM,
     Array,
@@ -30,7 +31,6 @@ from outrider.compiler.passes.graph import (
     uses,
 )
 from outrider.compiler.passes.shapes import annotate
-from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -192,15 +192,8 @@ def _least_bytes(model: onnx.ModelProto, node: onnx.NodeProto, arrays: Mapping[s
 
 def run_alone(model: onnx.ModelProto, node: onnx.NodeProto, arrays: Mapping[str, Array]) -> list[Array] | None:
     """A node's outputs for these inputs; None where ONNX Runtime cannot run it, or they are no tensors."""
-    onnxruntime = import_onnxruntime()
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        data = _single(model, node, arrays, ()).SerializeToString()
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = open_session(_single(model, node, arrays, ()).SerializeToString(), as_written=True)
         found = session.run(None, dict(arrays))
     except Exception:  # of many kinds, some not exported: an operator without a kernel, sizes that do not fit
         return None

@@ -113,12 +113,17 @@ def quantise(
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in operators that know channels, with functions written out and a name of its own for each node."""
     made = raised(simplify(model) if model.functions else model)
-    names, seen = Names(made), set[str]()
-    for node in made.graph.node:
+    _name_nodes(made)
+    return made
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node a name of its own, in place."""
+    names, seen = Names(model), set[str]()
+    for node in model.graph.node:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.output[0]}")
         seen.add(node.name)
-    return made
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -136,11 +141,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             made = onnx.load_model(target)
         except Exception as e:  # of many kinds, some not exported
             raise UnsupportedError(f"ONNX Runtime cannot prepare the model for int8: {_first_line(e)}") from e
-    names, seen = Names(made), set[str]()
-    for node in made.graph.node:
-        if not node.name or node.name in seen:
-            node.name = names.fresh(node.name or f"{node.op_type}_{node.output[0]}")
-        seen.add(node.name)
+    _name_nodes(made)
     return made
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.compiler.onnx_session import open_session
 from outrider.compiler.passes.feeds import Feed
 from outrider.compiler.passes.graph import constants, types
-from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
 from outrider.runtime.errors import BadDataError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -88,8 +88,6 @@ def _session(model: onnx.ModelProto, names: Sequence[str]) -> Any:
     """A session that gives all these values, those that are inputs left out."""
     import onnx
 
-    onnxruntime = import_onnxruntime()
-
     made = onnx.ModelProto()
     made.CopyFrom(model)
     known = types(made.graph)
@@ -97,12 +95,8 @@ def _session(model: onnx.ModelProto, names: Sequence[str]) -> Any:
     made.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, known[name][0], None) for name in names if name not in given
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return open_session(made.SerializeToString(), as_written=True)
     except Exception as e:  # of many kinds, some not exported
         raise UnsupportedError(f"ONNX Runtime cannot load the model to calibrate it: {e}") from e
 

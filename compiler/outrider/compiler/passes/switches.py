@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.compiler import onnx_session
 from outrider.compiler.passes.feeds import Feed
 from outrider.compiler.passes.graph import Array, Names, array_of, attribute, constants, drop_unused, tensor_of
 from outrider.compiler.passes.int8 import Calibration
 from outrider.compiler.passes.ranges import Range
-from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
 from outrider.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -131,13 +131,8 @@ def _rounding(name: str, one: Range, switch: str, names: Names) -> onnx.NodeProt
 
 def open_session(data: bytes) -> Any:
     """A session of ONNX Runtime on one thread. Raises UnsupportedError where it cannot load the model."""
-    onnxruntime = import_onnxruntime()
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnx_session.open_session(data)
     except Exception as e:  # of many kinds, some not exported
         raise UnsupportedError(f"ONNX Runtime cannot load the model: {e}") from e
 

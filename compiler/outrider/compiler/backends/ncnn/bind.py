@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from outrider.compiler.backends.ncnn.rewrite import widen_reductions
-from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
+from outrider.compiler.onnx_session import open_session
 from outrider.runtime.errors import BadModelError, UnsupportedError, UsageError
 
 Shape = tuple[int, ...]
-_SEVERITY_ERROR = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +95,8 @@ def _fits(own: list[int | None], wanted: Shape) -> bool:
 
 def _outputs(data: bytes, inputs: tuple[tuple[str, Shape], ...]) -> tuple[tuple[str, Shape], ...]:
     """What ONNX Runtime makes of inputs of zeros: shapes that inference does not always know."""
-    onnxruntime = import_onnxruntime()
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SEVERITY_ERROR
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = open_session(data)
         values = session.run(None, {name: np.zeros(shape, np.float32) for name, shape in inputs})
         names = [value.name for value in session.get_outputs()]
     except Exception as e:  # the binding raises one class a status code, with no common base but Exception
