@@ -252,7 +252,7 @@ def test_code_for_several_cores(border: Any) -> None:
         choice = None if shape is None else favourite(shape, machine)
         if choice is not None and shape is not None and shape.bordered:
             choice = msgspec.structs.replace(choice, border=border, band=2)
-        mod.update_func(mod.get_global_var(one.name), apply(one.function, choice, machine))
+        mod.update_func(mod.get_global_var(one.name), apply(one.function, shape, choice, machine))
     assert "T.parallel" in mod.script(show_meta=False)
     x = RNG.standard_normal((1, 4, 8, 8)).astype(np.float32)
     found = open_engine(_export(_compiled(mod, machine), host), x.shape, (1, 10)).run({"x": x})["y"]
@@ -263,7 +263,7 @@ def test_code_for_several_cores(border: Any) -> None:
 
 
 def test_records_replay_to_the_same_bytes() -> None:
-    from outrider.compiler.backends.tvm.build import records_of, tune_network
+    from outrider.compiler.backends.tvm.build import build_network, tune_network
     from outrider.compiler.backends.tvm.tune import Budget, Step
 
     host, data, steps = get_target("host"), residual_net(16, 8), list[Step]()
@@ -278,7 +278,7 @@ def test_records_replay_to_the_same_bytes() -> None:
     first = built(data, records=tuned.records)
     assert built(data, records=again) == first
     other = Records().merged({"0" * 64: Found(Choice(), 1.0)}).merged(again.found)
-    assert records_of(data, host, other) == again
+    assert build_network(data, host, other)[1] == again
     code = (
         "import sys\n"
         "from outrider.compiler.backends.tvm.build import compile_network\n"

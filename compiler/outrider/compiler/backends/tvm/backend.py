@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry
-from outrider.compiler.backends.tvm.build import compile_network, records_of, requirements, tune_network
+from outrider.compiler.backends.tvm.build import build_network, requirements, tune_network
 from outrider.compiler.backends.tvm.machine import machine_for
 from outrider.compiler.backends.tvm.records import Records
 from outrider.compiler.backends.tvm.tune import Budget
@@ -79,9 +79,7 @@ class TvmBackend:
     def _build(self, order: Order, candidate: Candidate, target: Target) -> Built:
         model = order.model
         assert isinstance(model.payload, OnnxGraph)
-        graph, shapes = model.payload.data, _shapes(model)
-        records = _records(order)
-        data = compile_network(graph, target, shapes=shapes, records=records)
+        data, used = build_network(model.payload.data, target, _records(order), shapes=_shapes(model))
         entry = artifact_entry(
             model,
             candidate,
@@ -93,7 +91,6 @@ class TvmBackend:
             needs=requirements(target, len(data)),
             rows=1 if model.signature.batched else None,
         )
-        used = records_of(graph, target, records, shapes=shapes)
         return Built(candidate, data, entry, tuning=used.encode() if used.found else None)
 
 

@@ -38,9 +38,17 @@ def compile_network(
 
     Raises BadModelError, UnsupportedError or ToolchainError.
     """
+    return build_network(data, target, records or Records(), shapes=shapes, machine=machine)[0]
+
+
+def build_network(
+    data: bytes, target: Target, records: Records, *, shapes: Shapes | None = None, machine: Machine | None = None
+) -> tuple[bytes, Records]:
+    """As `compile_network`, with those of the records that the build uses, to go with the artifact."""
     machine = machine or machine_for(target)
-    mod = schedule(lower(import_onnx(data, shapes), machine), machine, records or Records())
-    return _export(_compiled(mod, machine), target)
+    mod = lower(import_onnx(data, shapes), machine)
+    used = records.only(key_of(one.function, machine) for one in loops(mod))
+    return _export(_compiled(schedule(mod, machine, records), machine), target), used
 
 
 def tune_network(
@@ -61,15 +69,6 @@ def tune_network(
     return tune.tune(lower(import_onnx(data, shapes), machine), machine, records, budget, progress)
 
 
-def records_of(
-    data: bytes, target: Target, records: Records, *, shapes: Shapes | None = None, machine: Machine | None = None
-) -> Records:
-    """The records that a build of this model uses, to go with the artifact."""
-    machine = machine or machine_for(target)
-    mod = lower(import_onnx(data, shapes), machine)
-    return records.only(key_of(one.function, machine) for one in loops(mod))
-
-
 def requirements(target: Target, size: int, machine: Machine | None = None) -> Requirements:
     """What a device needs for a library of `size` bytes."""
     machine = machine or machine_for(target)
@@ -78,13 +77,13 @@ def requirements(target: Target, size: int, machine: Machine | None = None) -> R
 
 
 def schedule(mod: tvm.IRModule, machine: Machine, records: Records) -> tvm.IRModule:
-    """A lowered module whose loops run as recorded, or else as the rule says."""
+    """A lowered module, changed in place: its loops run as recorded, or else as the rule says."""
     for one in loops(mod):
         shape = schedules.shape_of(one.function)
         choice = None
         if shape is not None:
             choice = records.choice(key_of(one.function, machine)) or schedules.favourite(shape, machine)
-        mod.update_func(mod.get_global_var(one.name), schedules.apply(one.function, choice, machine))
+        mod.update_func(mod.get_global_var(one.name), schedules.apply(one.function, shape, choice, machine))
     return mod
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from outrider.compiler.backends.tvm.layout import channels_last
@@ -19,15 +20,21 @@ _UNALIGNED = '"data_alignment":1'
 
 @dataclass(frozen=True)
 class Loops:
-    """One function of loops, unscheduled: its name in the module, how often a run calls it, and its work.
-
-    `flops`: multiplications and additions of one call, or 0 where a dimension is free.
-    """
+    """One function of loops, unscheduled: its name in the module, and how often a run calls it."""
 
     name: str
     function: Any
     calls: int
-    flops: float
+
+    @cached_property
+    def flops(self) -> float:
+        """Multiplications and additions of one call, or 0 where a dimension is free."""
+        import tvm
+
+        try:
+            return float(tvm.s_tir.analysis.estimate_tir_flops(tvm.IRModule({"main": self.function})))
+        except Exception:  # a free dimension has no number
+            return 0.0
 
 
 def lower(mod: tvm.IRModule, machine: Machine) -> tvm.IRModule:
@@ -58,7 +65,7 @@ def loops(mod: tvm.IRModule) -> Iterator[Loops]:
         function = mod[variable]
         if isinstance(function, tvm.tirx.PrimFunc):
             name = str(variable.name_hint)
-            yield Loops(name, function, counts.get(name, 0), _flops(function))
+            yield Loops(name, function, counts.get(name, 0))
 
 
 def _calls(mod: tvm.IRModule) -> dict[str, int]:
@@ -76,15 +83,6 @@ def _calls(mod: tvm.IRModule) -> dict[str, int]:
 
     relax.analysis.post_order_visit(mod["main"], visit)
     return counts
-
-
-def _flops(function: Any) -> float:
-    import tvm
-
-    try:
-        return float(tvm.s_tir.analysis.estimate_tir_flops(tvm.IRModule({"main": function})))
-    except Exception:  # a free dimension has no number
-        return 0.0
 
 
 def _relying_on_no_alignment(mod: tvm.IRModule) -> tvm.IRModule:

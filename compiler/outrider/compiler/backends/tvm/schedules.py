@@ -31,7 +31,6 @@ VERSION = 1
 
 _REDUCTIONS = {CONVOLUTION: 3, DEPTHWISE: 2, PRODUCT: 1}  # loops of each kind
 _SPARE = 4  # registers that a tile leaves for what it is computed from
-_BAND_ROWS = (1, 2, 4, 8)
 _UNROLL = (1, 2, 4, 8)
 
 
@@ -117,12 +116,11 @@ def combine(parts: dict[str, Any]) -> Choice:
     return Choice(y, x, vectors, parts["k"], parts["band"], parts["panel"], parts["border"])
 
 
-def apply(function: Any, choice: Choice | None, machine: Machine) -> Any:
-    """The function, scheduled as chosen; by rule alone where `choice` is None or does not fit it."""
+def apply(function: Any, shape: Shape | None, choice: Choice | None, machine: Machine) -> Any:
+    """The function of that shape, scheduled as chosen; by rule alone where `choice` is None or does not fit it."""
     from tvm import s_tir
     from tvm.s_tir.schedule import ScheduleError
 
-    shape = shape_of(function)
     if choice is not None and shape is not None and _fits(choice, shape):
         try:
             schedule = s_tir.Schedule(function)

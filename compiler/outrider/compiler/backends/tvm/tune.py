@@ -211,7 +211,7 @@ def _next(task: _Task) -> Choice | None:
 
 def _try(task: _Task, choice: Choice, machine: Machine) -> None:
     """Build and time one choice; one that TVM cannot build is passed over."""
-    scheduled = schedules.apply(task.loops.function, choice, machine)
+    scheduled = schedules.apply(task.loops.function, task.shape, choice, machine)
     try:
         nanoseconds = measure(scheduled, machine)
     except Exception:  # a pass of TVM's gave up on this one schedule
