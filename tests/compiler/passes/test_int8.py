@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import pytest
 
-from outrider.compiler.passes.int8 import calibrate, int8, quantise
-from outrider.compiler.passes.ranges import MOST_CUT, find_ranges
+from outrider.compiler.passes.int8 import calibrate, int8, prepare, quantise
+from outrider.compiler.passes.ranges import MOST_CUT, find_ranges, see
 from outrider.runtime.errors import BadDataError, BadInputError, UnsupportedError
 
 METHODS = ("minmax", "entropy", "percentile")
@@ -92,7 +92,7 @@ def test_old_opsets_are_raised(graphs: ModuleType, feeds: Any, version: int) -> 
 
 
 def test_nodes_stay_in_float32_by_the_names_of_the_model_given(graphs: ModuleType, net: Any, feeds: Any) -> None:
-    calibration = calibrate(net, feeds)
+    calibration = calibrate(prepare(net, feeds))
     assert len(calibration.layers) == 4
     made = quantise(calibration, exclude=["depthwise", "fc"])  # fc becomes another node when it is merged with its bias
     kept = {name for name, values in graphs.constants(made).items() if values.dtype == np.float32 and values.ndim > 1}
@@ -141,9 +141,9 @@ def test_entropy_and_percentile_leave_outliers_out(graphs: ModuleType) -> None:
     made, feeds = outliers(graphs)
     everything = np.concatenate([feed["x"].ravel() for feed in feeds])
     low, high = everything.min(), np.sort(everything)[-2]
-    assert find_ranges(made, feeds, "minmax") == {"x": (low, 100), "y": (0, 100)}
+    assert find_ranges(see(made, feeds), "minmax") == {"x": (low, 100), "y": (0, 100)}
     for method in ("entropy", "percentile"):
-        found = find_ranges(made, feeds, method)  # type: ignore[arg-type]
+        found = find_ranges(see(made, feeds), method)  # type: ignore[arg-type]
         for name in ("x", "y"):
             assert found[name][1] < 3 * high, (method, name)
             kept = (everything <= found[name][1]) & (everything >= (low if name == "y" else found[name][0]))
@@ -155,7 +155,7 @@ def test_constant_empty_and_few_values_have_ranges(graphs: ModuleType, method: A
     nodes = [graphs.node("Relu", ["x"], "r"), graphs.node("Relu", ["e"], "y")]
     made = graphs.model(nodes, {"x": [3], "e": ["n"]}, {"r": [3], "y": ["n"]})
     feeds = [{"x": -np.ones(3, np.float32), "e": np.zeros(0, np.float32)}]
-    found = find_ranges(made, feeds, method)
+    found = find_ranges(see(made, feeds), method)
     assert found["r"] == (0, 0)
     assert found["y"] == (0, 0)
     assert found["x"] == (-1, -1)
@@ -179,29 +179,29 @@ def test_constant_empty_and_few_values_have_ranges(graphs: ModuleType, method: A
 )
 def test_feeds_that_do_not_fit(net: Any, feeds: Any, change: Any, message: str) -> None:
     with np.errstate(all="ignore"), pytest.raises(BadDataError, match=message):
-        calibrate(net, change(feeds))
+        prepare(net, change(feeds))
 
 
 def test_a_model_that_makes_nan_is_told_where(graphs: ModuleType) -> None:
     nodes = [graphs.node("Log", ["x"], "logs"), graphs.node("MatMul", ["logs", "w"], "y")]
     made = graphs.model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, {"w": np.eye(2, dtype=np.float32)})
     with pytest.raises(BadDataError, match="the value 'logs' becomes NaN or infinite"):
-        calibrate(made, [{"x": -np.ones((4, 2), np.float32)}])
+        prepare(made, [{"x": -np.ones((4, 2), np.float32)}])
 
 
 def test_a_model_with_nothing_to_quantise(graphs: ModuleType) -> None:
     made = graphs.model([graphs.node("Relu", ["x"], "y")], {"x": ["n", 2]}, {"y": ["n", 2]})
     feeds = [{"x": np.ones((4, 2), np.float32)}]
     with pytest.raises(UnsupportedError, match="nothing to quantise: no Conv, ConvTranspose, Gemm or MatMul"):
-        calibrate(made, feeds)
+        prepare(made, feeds)
 
 
 def test_keeping_everything_is_no_int8(net: Any, feeds: Any) -> None:
-    calibration = calibrate(net, feeds)
+    calibration = calibrate(prepare(net, feeds))
     with pytest.raises(UnsupportedError, match="nothing of the model can be quantised"):
         quantise(calibration, only=[])
     with pytest.raises(BadInputError, match=r"no calibration method 'mse' \(there are minmax, entropy, percentile\)"):
-        calibrate(net, feeds, method="mse")  # type: ignore[arg-type]
+        calibrate(prepare(net, feeds), method="mse")  # type: ignore[arg-type]
 
 
 def test_a_model_that_cannot_be_run(graphs: ModuleType) -> None:
@@ -209,4 +209,4 @@ def test_a_model_that_cannot_be_run(graphs: ModuleType) -> None:
     made = graphs.model(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, {"w": np.ones((4, 3, 3, 3), np.float32)})
     made.opset_import.add(domain="mine", version=1)
     with pytest.raises(UnsupportedError, match=r"ONNX Runtime cannot .* the model"):
-        calibrate(made, [{"x": np.ones((1, 3, 4, 4), np.float32)}] * 4)
+        prepare(made, [{"x": np.ones((1, 3, 4, 4), np.float32)}] * 4)

@@ -5,7 +5,6 @@ A file in the model's own precision passes through: ONNX Runtime optimises it wh
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +17,7 @@ from outrider.runtime.target import Requirements, Target
 if TYPE_CHECKING:
     import onnx
 
-    from outrider.compiler.passes.int8 import Calibration
+    from outrider.compiler.passes.int8 import Calibration, Prepared
     from outrider.compiler.passes.mixed import Ranking
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -27,7 +26,10 @@ _PACKAGED = ENGINES["onnx"].archs  # architectures with a wheel of onnxruntime
 _METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")  # of calibration
 _KEPT = (0.1, 0.25, 0.5)  # shares of the layers that mixed precision keeps, the most sensitive ones, in float32
 _RANKED_LAYERS = 48  # that are measured for the ranking by sensitivity; a few tenths of a second each
-_RANKED: dict[tuple[str, str], tuple[Calibration, Ranking]] = {}  # of the last model
+
+# Of the last model with its calibration, since candidates differ in method and in how many layers they keep alone.
+_PREPARED: dict[tuple[str, ...], Prepared] = {}
+_RANKED: dict[tuple[str, ...], tuple[Calibration, Ranking]] = {}
 
 
 class OrtBackend:
@@ -119,9 +121,9 @@ def _fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _int8(model: onnx.ModelProto, order: Order, candidate: Candidate) -> onnx.ModelProto:
-    from outrider.compiler.passes.int8 import int8
+    from outrider.compiler.passes.int8 import quantise
 
-    return int8(model, order.calibration, method=_method(candidate))
+    return quantise(_calibrated(model, order, _method(candidate)))
 
 
 def _mixed(model: onnx.ModelProto, order: Order, candidate: Candidate) -> onnx.ModelProto:
@@ -131,21 +133,33 @@ def _mixed(model: onnx.ModelProto, order: Order, candidate: Candidate) -> onnx.M
     return keep_sensitive(calibration, ranking, math.ceil(float(candidate.options["kept"]) * len(ranking.layers)))
 
 
+def _calibrated(model: onnx.ModelProto, order: Order, method: Method) -> Calibration:
+    from outrider.compiler.passes.int8 import calibrate, prepare
+
+    key = _key(order)
+    if key not in _PREPARED:
+        _PREPARED.clear()
+        _PREPARED[key] = prepare(model, order.calibration)
+    return calibrate(_PREPARED[key], method=method)
+
+
 def _ranked(model: onnx.ModelProto, order: Order, method: Method) -> tuple[Calibration, Ranking]:
-    """The layers by sensitivity, the first few measured; remembered, since candidates differ in how many they keep.
+    """The layers by sensitivity, the first few measured.
 
     A count ends the measuring, not a clock: what is built must not depend on how busy the machine is.
     """
-    from outrider.compiler.passes.int8 import calibrate
     from outrider.compiler.passes.mixed import rank
 
-    key = order.model.sha256, method
+    key = *_key(order), method
     if key not in _RANKED:
-        calibration = calibrate(model, order.calibration, method=method)
-        clock = itertools.count().__next__
+        calibration = _calibrated(model, order, method)
         _RANKED.clear()
-        _RANKED[key] = calibration, rank(calibration, order.calibration, budget_s=_RANKED_LAYERS, clock=clock)
+        _RANKED[key] = calibration, rank(calibration, order.calibration, most=_RANKED_LAYERS)
     return _RANKED[key]
+
+
+def _key(order: Order) -> tuple[str, ...]:
+    return order.model.sha256, *(text for call in order.calibration_prints for text in call)
 
 
 def _method(candidate: Candidate) -> Method:

@@ -1,8 +1,8 @@
 """Static quantisation to int8 by ONNX Runtime: QuantizeLinear and DequantizeLinear around each layer (QDQ).
 
 Weights are int8 with a scale for each channel that a layer gives, activations uint8 with one scale for each tensor,
-from their ranges on calibration feeds. Calibrating is the slow part and is done once: `quantise` then gives the model
-with any layers kept in float32.
+from their ranges on calibration feeds. Preparing is the slow part and is done once: `calibrate` then finds the ranges
+by any method, and `quantise` gives the model with any layers kept in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from outrider.compiler.passes.feeds import Feed, check_feeds
 from outrider.compiler.passes.graph import Names, graphs, keep, need_values, standard
 from outrider.compiler.passes.quiet import quiet
-from outrider.compiler.passes.ranges import Method, Ranges, find_ranges
+from outrider.compiler.passes.ranges import Method, Ranges, Seen, find_ranges, see
 from outrider.compiler.passes.simplify import simplify
 from outrider.compiler.passes.versions import raised
 from outrider.runtime.engines.onnxruntime_import import import_onnxruntime
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that int8 is for
 _MARKS = ("onnx.infer", "onnx.quant.pre_process")  # notes that ONNX Runtime leaves to itself
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be calibrated by any method: `seen` are its activations on the feeds, else as `Calibration`."""
+
+    data: bytes
+    seen: Seen
+    layers: tuple[str, ...]
+    places: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,31 +69,35 @@ def int8(
 
     method: an activation's range is all that was seen (`minmax`), what loses the least information (`entropy`), or all
     but the outermost 1e-4 (`percentile`). exclude: names of nodes to keep in float32.
-    The same arguments give the same bytes. Raises as `calibrate` and `quantise` do.
+    The same arguments give the same bytes. Raises as `prepare`, `calibrate` and `quantise` do.
     """
-    return quantise(calibrate(model, feeds, method=method), exclude=exclude)
+    return quantise(calibrate(prepare(model, feeds), method=method), exclude=exclude)
 
 
-def calibrate(model: onnx.ModelProto, feeds: Sequence[Feed], *, method: Method = "minmax") -> Calibration:
-    """Prepare a model for int8, and find the ranges of its activations on the feeds.
+def prepare(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Prepared:
+    """Prepare a model for int8, and run it on the feeds.
 
     Raises BadDataError for feeds that do not fit the inputs, are too few, hold NaN or infinity or lead to them;
-    BadInputError for a method that is none; UnsupportedError for a model without a layer that int8 is for, or with one
-    that ONNX Runtime cannot run or quantise.
+    UnsupportedError for a model without a layer that int8 is for, or with one that ONNX Runtime cannot run or quantise.
     """
+    need_values(model)
+    check_feeds(model, feeds)
+    named = _named(model)
+    processed = _pre_processed(named)
+    layers = tuple(node.name for node in processed.graph.node if standard(node, *LAYERS))
+    if not layers:
+        raise UnsupportedError(f"the model has nothing to quantise: no {', '.join(LAYERS[:-1])} or {LAYERS[-1]}")
+    data = processed.SerializeToString(deterministic=True)
+    return Prepared(data, see(processed, feeds), layers, _places(named, processed))
+
+
+def calibrate(prepared: Prepared, *, method: Method = "minmax") -> Calibration:
+    """Find the ranges of the activations. Raises BadInputError for a method that is none."""
     if method not in get_args(Method):
         raise BadInputError(
             f"there is no calibration method {method!r}", hint=f"there are {', '.join(get_args(Method))}"
         )
-    need_values(model)
-    check_feeds(model, feeds)
-    named = _named(model)
-    prepared = _prepared(named)
-    layers = tuple(node.name for node in prepared.graph.node if standard(node, *LAYERS))
-    if not layers:
-        raise UnsupportedError(f"the model has nothing to quantise: no {', '.join(LAYERS[:-1])} or {LAYERS[-1]}")
-    data = prepared.SerializeToString(deterministic=True)
-    return Calibration(data, find_ranges(prepared, feeds, method), layers, _places(named, prepared))
+    return Calibration(prepared.data, find_ranges(prepared.seen, method), prepared.layers, prepared.places)
 
 
 def quantise(
@@ -126,7 +140,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         seen.add(node.name)
 
 
-def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+def _pre_processed(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model as quantisation wants it: BatchNormalization and other small things merged, sizes inferred."""
     import onnx
 

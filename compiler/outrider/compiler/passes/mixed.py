@@ -5,13 +5,12 @@ the outputs are compared with those in float32 on calibration feeds:
 
     error = max over outputs of  |int8 - float32| / |float32|  (Euclidean norms over all feeds)
 
-Layers whose weights lose most by rounding go first, so that a budget that ends early was spent on the likely ones.
+Layers whose weights lose most by rounding go first, so that where not all are measured, it is the likely ones.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +25,6 @@ from outrider.runtime.errors import BadDataError, BadInputError, UnsupportedErro
 if TYPE_CHECKING:
     import onnx
 
-BUDGET_S = 60.0
 FEEDS = 8  # as many of the feeds as this, spread evenly, tell one layer from another
 
 Progress = Callable[[int, int], None]  # layers measured, layers in all
@@ -34,7 +32,7 @@ Progress = Callable[[int, int], None]  # layers measured, layers in all
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A layer, and the model's error where it alone is int8; None where the budget did not reach it.
+    """A layer, and the model's error where it alone is int8; None where it was not measured.
 
     `rounding`: the relative error of the layer's weights in int8; 0 where they are not constant.
     """
@@ -60,18 +58,16 @@ def rank(
     calibration: Calibration,
     feeds: Sequence[Feed],
     *,
-    budget_s: float = BUDGET_S,
+    most: int | None = None,
     progress: Progress | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Ranking:
     """Rank the layers of a calibrated model by what int8 costs each, on some of the feeds.
 
-    budget_s: seconds after which no further layer is measured; at least one is. progress is told after each layer.
+    most: how many are measured, None for all. progress is told after each layer.
     Raises BadDataError where there are no feeds, or the outputs in float32 are not finite.
     """
     if not feeds:
         raise BadDataError("there are no calibration feeds to rank layers on")
-    end = clock() + budget_s
     some = [feeds[i] for i in sorted({i * len(feeds) // FEEDS for i in range(FEEDS)})]
     switched = Switched(calibration)
     wanted = switched.run(some, None)
@@ -80,12 +76,10 @@ def rank(
     rounding = {layer: switched.rounding(layer) for layer in calibration.layers}
     order = sorted(calibration.layers, key=lambda layer: -rounding[layer])
     errors: dict[str, float] = {}
-    for layer in order:
+    for layer in order[:most]:
         errors[layer] = relative_error(switched.run(some, layer), wanted)
         if progress is not None:
             progress(len(errors), len(order))
-        if clock() >= end:
-            break
     ranked = sorted(order, key=lambda layer: (layer not in errors, -errors.get(layer, rounding[layer])))
     return Ranking(tuple(Sensitivity(layer, errors.get(layer), rounding[layer]) for layer in ranked))
 

@@ -8,6 +8,7 @@ feed, over ranges that a first round found, so that the order of feeds and how t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,11 +36,21 @@ _FLOATS = (1, 10)  # float32 and float16, of TensorProto.DataType
 Counts = NDArray[np.int64]
 
 
-def find_ranges(model: onnx.ModelProto, feeds: Sequence[Feed], method: Method) -> dict[str, Range]:
-    """The ranges of all float values that nodes of the main graph read and write, constants left out.
+@dataclass(frozen=True)
+class Seen:
+    """All float values that nodes of the main graph read and write, constants left out, as they are on feeds.
 
-    minmax: all that was seen. percentile: all but the outermost values, `CUT` of them. entropy: up to the magnitude
-    at which the distribution before and after rounding to int8 differ least (Kullback-Leibler divergence).
+    `ranges`: all that was seen of each. `session` gives the values of a feed.
+    """
+
+    session: Any
+    feeds: Sequence[Feed]
+    ranges: Ranges
+
+
+def see(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Seen:
+    """Run the feeds once.
+
     Raises BadDataError where a value is NaN or infinite, UnsupportedError where ONNX Runtime cannot run the model.
     """
     names = _activations(model)
@@ -57,11 +68,20 @@ def find_ranges(model: onnx.ModelProto, feeds: Sequence[Feed], method: Method) -
         seen[name] = (min(low, before[0]), max(high, before[1]))
 
     _each(session, names, feeds, widen)
-    found = {name: seen.get(name, (0.0, 0.0)) for name in names}
+    return Seen(session, feeds, {name: seen.get(name, (0.0, 0.0)) for name in names})
+
+
+def find_ranges(seen: Seen, method: Method) -> Ranges:
+    """The range of each value that is to be divided into steps.
+
+    minmax: all that was seen. percentile: all but the outermost values, `CUT` of them. entropy: up to the magnitude
+    at which the distribution before and after rounding to int8 differ least (Kullback-Leibler divergence). But for
+    minmax, the feeds are run once more.
+    """
     if method == "minmax":
-        return found
-    counts = {name: np.zeros(BINS, np.int64) for name in names}
-    spans = {name: _span(one, method) for name, one in found.items()}
+        return seen.ranges
+    counts = {name: np.zeros(BINS, np.int64) for name in seen.ranges}
+    spans = {name: _span(one, method) for name, one in seen.ranges.items()}
 
     def count(name: str, values: NDArray[Any]) -> None:
         low, width = spans[name]
@@ -70,9 +90,9 @@ def find_ranges(model: onnx.ModelProto, feeds: Sequence[Feed], method: Method) -
             bins = np.minimum((places * (BINS / width)).astype(np.int32), BINS - 1)
             counts[name] += np.bincount(np.maximum(bins, 0).ravel(), minlength=BINS)
 
-    _each(session, names, feeds, count)
+    _each(seen.session, [*seen.ranges], seen.feeds, count)
     choose = _by_entropy if method == "entropy" else _by_percentile
-    return {name: choose(one, counts[name]) for name, one in found.items()}
+    return {name: choose(one, counts[name]) for name, one in seen.ranges.items()}
 
 
 def _activations(model: onnx.ModelProto) -> list[str]:
@@ -171,4 +191,4 @@ def _divergence(counts: Counts, end: int, steps: int) -> float:
     return float(np.sum(p * np.log(p / np.maximum(q, 1e-9))))
 
 
-__all__ = ["BINS", "CUT", "Method", "Range", "Ranges", "find_ranges"]
+__all__ = ["BINS", "CUT", "Method", "Range", "Ranges", "Seen", "find_ranges", "see"]
