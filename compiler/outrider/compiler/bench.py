@@ -11,8 +11,9 @@ import msgspec
 
 from outrider.compiler.measure import BATCHES, Load, Run, Timing, measure
 from outrider.compiler.report import align
+from outrider.compiler.samples import golden_inputs
 from outrider.runtime.arguments import Parser, positive
-from outrider.runtime.bundle import Bundle, Measurement, Signature, decode_npy, open_bundle
+from outrider.runtime.bundle import Bundle, Measurement, Signature, open_bundle
 from outrider.runtime.calls import rows_of_call
 from outrider.runtime.errors import EXIT_OK, EngineFault, TargetMismatchError, UsageError
 from outrider.runtime.output import as_json
@@ -53,14 +54,13 @@ def bench_bundle(
     `batches`: rows of a call, None for 1, 64 and 1024. Raises TargetMismatchError where nothing runs here, UsageError
     for batches of a model whose calls are whole tensors.
     """
-    signature, golden = bundle.manifest.signature, bundle.manifest.golden
+    signature = bundle.manifest.signature
     if batches and not signature.batched:
         raise UsageError("the model takes whole tensors, so its calls are of one size", hint="leave --batch out")
     if any(batch < 1 for batch in batches or ()):
         raise UsageError(f"a batch of {min(batches or ())} rows cannot be run", hint="give 1 or more")
-    inputs = {name: decode_npy(bundle.read(path), origin=path) for name, path in golden.inputs.items()}
     sizes = tuple(sorted(set(batches or BATCHES)))
-    load = Load(inputs, signature.batched, rows_of_call(signature) or 1, sizes, threads)
+    load = Load(golden_inputs(bundle), signature.batched, rows_of_call(signature) or 1, sizes, threads)
     with ExitStack() as stack:
         found = _open_all(bundle, target, threads, stack)
         if not found.runs:

@@ -18,6 +18,7 @@ from outrider.compiler.model import LABEL, Array, Model
 from outrider.compiler.pictures import read_folder
 from outrider.compiler.trees.forest import Forest
 from outrider.compiler.trees.rows import rows_from_thresholds
+from outrider.runtime.bundle import Bundle, decode_npy
 from outrider.runtime.bundle.manifest import Evidence, Signature, TensorSpec
 from outrider.runtime.calls import rows_of_call
 from outrider.runtime.errors import BadDataError, NotFoundError
@@ -123,6 +124,11 @@ def random_inputs(
 def load_calibration(calibration: Any) -> Any:
     """What a path leads to; anything else as it is. Raises NotFoundError, BadDataError."""
     return _load(Path(calibration)) if isinstance(calibration, str | Path) else calibration
+
+
+def golden_inputs(bundle: Bundle) -> dict[str, Array]:
+    """The inputs of a bundle's golden calls. Raises BadBundleError for unreadable files."""
+    return {name: decode_npy(bundle.read(path), origin=path) for name, path in bundle.manifest.golden.inputs.items()}
 
 
 def examples(calibration: Any) -> dict[str | None, Array]:

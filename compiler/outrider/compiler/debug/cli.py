@@ -10,17 +10,26 @@ from typing import Any
 import numpy as np
 
 from outrider.compiler.backends import BACKENDS
-from outrider.compiler.debug.finding import BEYOND, BEYOND_EXACT, Bisection, Tally, TensorError, describe
+from outrider.compiler.debug.finding import (
+    BEYOND,
+    BEYOND_EXACT,
+    Bisection,
+    Tally,
+    TensorError,
+    describe,
+    is_beyond,
+    largest,
+)
 from outrider.compiler.debug.graph import Call
 from outrider.compiler.frontends import ReadOptions, read_model
 from outrider.compiler.images import in_calls, prepare_calibration
 from outrider.compiler.model import Array, Model, OnnxGraph
 from outrider.compiler.options import ModelOptions, add_model_options, model_options
-from outrider.compiler.samples import Samples, examples, load_calibration, make_samples
+from outrider.compiler.samples import Samples, examples, golden_inputs, load_calibration, make_samples
 from outrider.compiler.verify import spread
 from outrider.runtime.admission import admissible, need_of
 from outrider.runtime.arguments import Parser
-from outrider.runtime.bundle import ArtifactEntry, Bundle, CandidateRecord, decode_npy, open_bundle
+from outrider.runtime.bundle import ArtifactEntry, Bundle, CandidateRecord, open_bundle
 from outrider.runtime.calls import one_call
 from outrider.runtime.engines import available, open_engine
 from outrider.runtime.errors import (
@@ -79,9 +88,10 @@ def bisect(
     artifact's precision does not explain. Raises UnsupportedError for models without operators, BadInputError where the
     model is not the bundle's, NotFoundError for an artifact that is not there, TargetMismatchError.
     """
-    source = _read(bundle, model, options)
+    given, pictures = _given(bundle, options)
+    source = _read(bundle, model, options, given)
     entry, record = _pick(bundle, artifact)
-    samples = _samples(bundle, source, options)
+    samples = _samples(bundle, source, given, pictures=pictures)
     calls, calibration = (_calls(source, samples, count) for count in (CALLS, _CALIBRATION_CALLS))
     limit = BEYOND.get(record.precision, BEYOND_EXACT) if beyond is None else beyond
     data = bundle.read(entry.path)
@@ -98,17 +108,17 @@ def bisect(
         beyond=limit,
         calls=len(calls),
         outputs=outputs,
-        first=next((one for one in tensors if one.exceeds(limit)), None),
+        first=next((one for one in tensors if is_beyond(one.error, limit)), None),
         tensors=tuple(tensors),
     )
 
 
-def _read(bundle: Bundle, path: Path, options: ModelOptions) -> Model:
+def _read(bundle: Bundle, path: Path, options: ModelOptions, given: Any) -> Model:
     """The source model, which must be the bundle's."""
     read_options = ReadOptions(
         class_labels=options.labels,
         trust_pickle=options.trust_pickle,
-        examples=_examples(bundle, options),
+        examples=_examples(bundle, options, given),
         shapes=options.shapes,
     )
     model = read_model(path, read_options)
@@ -122,34 +132,27 @@ def _read(bundle: Bundle, path: Path, options: ModelOptions) -> Model:
     return model
 
 
-def _examples(bundle: Bundle, options: ModelOptions) -> Mapping[str | None, Array]:
-    if options.calibration is not None:
-        return examples(_calibration(bundle, options)[0])
-    golden, batched = _golden(bundle), bundle.manifest.signature.batched
-    return {name: array if batched else array[0] for name, array in golden.items()}
-
-
-def _golden(bundle: Bundle) -> dict[str, Array]:
-    paths = bundle.manifest.golden.inputs
-    return {name: decode_npy(bundle.read(path), origin=path) for name, path in paths.items()}
-
-
-def _samples(bundle: Bundle, model: Model, options: ModelOptions) -> Samples:
+def _given(bundle: Bundle, options: ModelOptions) -> tuple[Any, bool]:
+    """The caller's calibration, else the golden calls; and whether it was images, which the bundle's plan prepared."""
     if options.calibration is None:
-        return make_samples(model, _golden(bundle))
-    calibration, prepared = _calibration(bundle, options)
-    plan = bundle.manifest.images
-    fitted = in_calls(calibration, plan, model.signature) if plan is not None and prepared else calibration
-    return make_samples(model, fitted)
-
-
-def _calibration(bundle: Bundle, options: ModelOptions) -> tuple[Any, bool]:
-    """The caller's, and whether it was images, which the bundle's plan prepares."""
+        return golden_inputs(bundle), False
     calibration, plan = load_calibration(options.calibration), bundle.manifest.images
     if plan is None:
         return calibration, False
     made, pictures = prepare_calibration(calibration, plan)
     return made, bool(pictures)
+
+
+def _examples(bundle: Bundle, options: ModelOptions, given: Any) -> Mapping[str | None, Array]:
+    if options.calibration is not None:
+        return examples(given)
+    batched = bundle.manifest.signature.batched
+    return {name: array if batched else array[0] for name, array in given.items()}
+
+
+def _samples(bundle: Bundle, model: Model, given: Any, *, pictures: bool) -> Samples:
+    plan = bundle.manifest.images
+    return make_samples(model, in_calls(given, plan, model.signature) if plan is not None and pictures else given)
 
 
 def _calls(model: Model, samples: Samples, count: int) -> tuple[Call, ...]:
@@ -183,8 +186,7 @@ def _outputs(entry: ArtifactEntry, data: bytes, source: Model, calls: Sequence[C
             for name, truth in wanted.items():
                 if np.asarray(truth).dtype.kind == "f":
                     tallies.setdefault(name, Tally()).add(found[name], truth)
-    errors = [tally.error for tally in tallies.values()]
-    return None if None in errors else max((one for one in errors if one is not None), default=0.0)
+    return largest([tally.error for tally in tallies.values()])
 
 
 def _by_tensors(source: Model, data: bytes, calls: Sequence[Call]) -> list[TensorError]:

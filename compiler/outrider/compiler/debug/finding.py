@@ -33,10 +33,6 @@ class TensorError(msgspec.Struct, frozen=True, kw_only=True):
     quantised: bool = False
     problem: str | None = None
 
-    def exceeds(self, beyond: float) -> bool:
-        """Whether it diverges."""
-        return self.error is None or self.error > beyond
-
     def __str__(self) -> str:
         what = f"the quantised tensor {self.tensor}" if self.quantised else f"the tensor {self.tensor}"
         if self.operator == INPUT:
@@ -107,7 +103,7 @@ def describe(found: Bisection) -> str:
         return "\n".join((*lines, f"the first beyond {found.beyond:g}: {found.first}"))
     worst = max(found.tensors, key=lambda one: math.inf if one.error is None else one.error, default=None)
     lines.append(f"nothing is beyond {found.beyond:g}" + (f"; the farthest off is {worst}" if worst else ""))
-    if found.outputs is None or found.outputs > found.beyond:
+    if is_beyond(found.outputs, found.beyond):
         lines.append("but the outputs are: the engine computes its own way, and it is there that they diverge")
     return "\n".join(lines)
 
@@ -133,6 +129,11 @@ def tensor_error(
         quantised=quantised,
         problem=problem,
     )
+
+
+def is_beyond(error: float | None, limit: float) -> bool:
+    """Whether what has this error diverges."""
+    return error is None or error > limit
 
 
 def largest(errors: Sequence[float | None]) -> float | None:

@@ -7,13 +7,14 @@ several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from outrider.compiler.backends import BACKENDS, REDUCED, Built, Candidate, Order, backend
-from outrider.compiler.debug.finding import Tally, TensorError, tensor_error
+from outrider.compiler.debug.finding import Tally, TensorError, is_beyond, tensor_error
 from outrider.compiler.debug.graph import Call, Origin, exposed, origins, run_plainly
 from outrider.compiler.frontends import ReadOptions
 from outrider.compiler.model import Array
@@ -58,12 +59,13 @@ def bisect_parts(source: onnx.ModelProto, recipe: Recipe) -> list[TensorError]:
     if not cuts:
         raise UnsupportedError("the graph has no tensor of floats to compare")
     found: dict[int, _Outcome] = {}
+    forms = _Forms(graph, recipe.calls[0])
     with Workshop() as workshop:
 
         def error_at(place: int) -> float | None:
             name = cuts[place].tensor
             recipe.progress(f"compiling up to {name}")
-            found[place] = _try(workshop, graph, recipe, name, [call[name] for call in wanted])
+            found[place] = _try(workshop, forms, recipe, name, [call[name] for call in wanted])
             return found[place].error
 
         _search(error_at, len(cuts), recipe.beyond)
@@ -83,21 +85,33 @@ class _Outcome:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class _Forms:
+    """The source's graph with inferred types, its sizes free as they are, or bound to those of a call."""
+
+    free: onnx.ModelProto
+    call: Call
+
+    @cached_property
+    def bound(self) -> onnx.ModelProto:
+        return infer(bind(self.free, {name: array.shape for name, array in self.call.items()}))
+
+    def __iter__(self) -> Iterator[onnx.ModelProto]:
+        yield self.free
+        yield self.bound
+
+
 def _search(error_at: Callable[[int], float | None], count: int, beyond: float) -> None:
     """Ask for errors until a place beyond has a neighbour in front that is not, or is the first itself."""
     low, high = -1, count - 1
-    if not _is_beyond(error_at(high), beyond):
+    if not is_beyond(error_at(high), beyond):
         return
     while high - low > 1:
         middle = (low + high) // 2
-        if _is_beyond(error_at(middle), beyond):
+        if is_beyond(error_at(middle), beyond):
             high = middle
         else:
             low = middle
-
-
-def _is_beyond(error: float | None, beyond: float) -> bool:
-    return error is None or error > beyond
 
 
 def _cuts(model: onnx.ModelProto) -> list[Origin]:
@@ -129,10 +143,10 @@ def part_of(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     return made
 
 
-def _try(workshop: Workshop, model: onnx.ModelProto, recipe: Recipe, tensor: str, wanted: Sequence[Array]) -> _Outcome:
+def _try(workshop: Workshop, forms: _Forms, recipe: Recipe, tensor: str, wanted: Sequence[Array]) -> _Outcome:
     """Build the part that ends at the tensor, run it, and compare."""
     name, record = recipe.record.backend, recipe.record
-    order = _order(model, recipe, tensor)
+    order = _order(forms, recipe, tensor)
     candidate = backend(name).recall(order, record.precision, record.options)
     if candidate is None:
         raise UnsupportedError(f"this release does not know the candidate {record.id!r}")
@@ -148,14 +162,13 @@ def _try(workshop: Workshop, model: onnx.ModelProto, recipe: Recipe, tensor: str
     return _Outcome(tally.error)
 
 
-def _order(model: onnx.ModelProto, recipe: Recipe, tensor: str) -> Order:
+def _order(forms: _Forms, recipe: Recipe, tensor: str) -> Order:
     """The part, ordered as the artifact was; with its sizes bound where the backend takes it in no other way."""
     from outrider.compiler.frontends.onnx import read_onnx
 
     precision = recipe.record.precision if recipe.record.precision in REDUCED else "fp32"
-    sizes = {name: array.shape for name, array in recipe.calls[0].items()}
     refusal: str | None = None
-    for graph in (model, infer(bind(model, sizes))):
+    for graph in forms:
         part = part_of(graph, tensor)
         inputs = [value.name for value in part.graph.input]
         calibration = tuple({name: call[name] for name in inputs} for call in recipe.calibration)
