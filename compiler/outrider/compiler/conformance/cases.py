@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from outrider.compiler.passes.graph import inputs_of
 from outrider.runtime.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -154,13 +155,11 @@ def _model_case(group: str, name: str) -> Case:
 
 def _light(model: onnx.ModelProto, path: Path) -> DataSet:
     """The input is a ramp from 0 to 1, as in onnx's runner, and the output is beside the model."""
-    stored = {tensor.name for tensor in model.graph.initializer}
     inputs = []
-    for value in model.graph.input:
-        if value.name not in stored:
-            shape = tuple(size.dim_value or 1 for size in value.type.tensor_type.shape.dim)
-            count = int(np.prod(shape))
-            inputs.append((np.arange(count).reshape(shape) / count).astype(np.float32))
+    for value in inputs_of(model.graph):
+        shape = tuple(size.dim_value or 1 for size in value.type.tensor_type.shape.dim)
+        count = int(np.prod(shape))
+        inputs.append((np.arange(count).reshape(shape) / count).astype(np.float32))
     count = len(model.graph.output)
     outputs = [_read(path.with_name(f"{path.stem}_output_{i}.pb"), model.graph.output[i].type) for i in range(count)]
     return DataSet(tuple(inputs), tuple(outputs))
@@ -168,8 +167,7 @@ def _light(model: onnx.ModelProto, path: Path) -> DataSet:
 
 def _stored(model: onnx.ModelProto, folder: Path) -> DataSet:
     """The numbered files of a folder."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    given = [value for value in model.graph.input if value.name not in stored]
+    given = inputs_of(model.graph)
     given = given if len(given) == len(list(folder.glob("input_*.pb"))) else list(model.graph.input)
     sides = (("input", given), ("output", model.graph.output))
     inputs, outputs = (

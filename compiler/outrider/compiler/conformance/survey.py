@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import random
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
 from outrider.compiler.backends import BACKENDS, backend
+from outrider.compiler.cache import tool_versions
 from outrider.compiler.conformance.cases import case_names, find_case, groups
 from outrider.compiler.conformance.results import CaseResult, Results, Verdict
 from outrider.compiler.conformance.trial import PLAIN, brief
@@ -100,13 +100,7 @@ def operator_of(group: str, name: str) -> str:
 
 def _versions(backends: Sequence[str]) -> dict[str, str]:
     tools = {"onnx", "onnxruntime", *(tool for name in backends for tool in backend(name).tools)}
-    found = {"outrider": __version__}
-    for tool in sorted(tools):
-        try:
-            found[tool] = metadata.version(tool)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"outrider": __version__, **tool_versions(tools)}
 
 
 def _known(earlier: Results | None, backends: Sequence[str]) -> dict[str, CaseResult]:

@@ -20,6 +20,7 @@ from outrider.compiler.frontends import ReadOptions, read_model
 from outrider.compiler.making import Workroom, make
 from outrider.compiler.model import Array
 from outrider.compiler.onnx_session import open_session
+from outrider.compiler.passes.graph import inputs_of
 from outrider.compiler.pipeline import compile_model
 from outrider.compiler.samples import examples, make_samples
 from outrider.compiler.task import Limits, Made, Task
@@ -142,9 +143,8 @@ def _host() -> Target:
 
 
 def _inputs(case: Case, data: DataSet) -> dict[str, Array]:
-    stored = {tensor.name for tensor in case.model.graph.initializer}
-    names = [value.name for value in case.model.graph.input if value.name not in stored]
-    return {name: np.asarray(value) for name, value in zip(names, data.inputs, strict=False)}
+    given = zip(inputs_of(case.model.graph), data.inputs, strict=False)
+    return {known.name: np.asarray(value) for known, value in given}
 
 
 def _calibration(case: Case) -> dict[str, Array] | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from outrider.compiler.model import Array
 from outrider.compiler.onnx_session import open_session
-from outrider.compiler.passes.graph import captured, constants
+from outrider.compiler.passes.graph import captured, constants, inputs_of
 from outrider.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def origins(model: onnx.ModelProto) -> list[Origin]:
 
 def input_origins(model: onnx.ModelProto) -> list[Origin]:
     """The model's inputs, which a quantised artifact holds in int8, too."""
-    held = {tensor.name for tensor in model.graph.initializer}
-    names = (value.name for value in model.graph.input if value.name not in held)
-    return [Origin(name, INPUT, "", None, ()) for name in names]
+    return [Origin(value.name, INPUT, "", None, ()) for value in inputs_of(model.graph)]
 
 
 def module_of(node: onnx.NodeProto) -> str | None:

@@ -33,7 +33,7 @@ from outrider.compiler.model import (
     label_output,
 )
 from outrider.compiler.onnx_session import open_session
-from outrider.compiler.passes.graph import graphs
+from outrider.compiler.passes.graph import graphs, inputs_of
 from outrider.compiler.passes.shapes import bind
 from outrider.compiler.trees.check import check_forest
 from outrider.runtime.bundle.manifest import Dtype, Signature, TensorSpec
@@ -204,8 +204,7 @@ def _parse(data: bytes) -> onnx.ModelProto:
         raise BadModelError("the file is not a readable ONNX model") from e
     if not model.graph.node:
         raise BadModelError("the ONNX model has no operators")
-    stored = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in stored]
+    kept = inputs_of(model.graph)
     if len(kept) != len(model.graph.input):
         model.ir_version = max(model.ir_version, _STORED_ALONE)
         del model.graph.input[:]

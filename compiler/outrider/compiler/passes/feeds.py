@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.compiler.passes.graph import Dims, types
+from outrider.compiler.passes.graph import Dims, inputs_of, types
 from outrider.runtime.errors import BadDataError
 
 if TYPE_CHECKING:
@@ -24,14 +24,13 @@ def check_feeds(model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
 
     A feed counts as many samples as the first axis of its first input is long.
     """
-    held = {tensor.name for tensor in model.graph.initializer}
-    needed = [value.name for value in model.graph.input if value.name not in held]
-    optional = {value.name for value in model.graph.input} & held
+    needed = [value.name for value in inputs_of(model.graph)]
+    taken = {value.name for value in model.graph.input}
     known = types(model.graph)
     samples = 0
     for number, feed in enumerate(feeds):
         missing = [name for name in needed if name not in feed]
-        unknown = [name for name in feed if name not in needed and name not in optional]
+        unknown = [name for name in feed if name not in taken]
         if missing or unknown:
             wrong = f"lacks the input {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no input"
             raise BadDataError(f"calibration feed {number} {wrong}", hint=f"the inputs: {', '.join(map(repr, needed))}")

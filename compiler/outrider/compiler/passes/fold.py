@@ -24,6 +24,7 @@ from outrider.compiler.passes.graph import (
     constants,
     copied,
     drop_unused,
+    has_subgraphs,
     standard,
     subgraphs,
     tensor_of,
@@ -96,7 +97,7 @@ class _Folder:
         if len(kept) != len(graph.node) or new:
             del graph.node[:]
             graph.node.extend(kept)
-        read = {name for node in kept for name in (*node.input, *(captured(node) if node.attribute else ()))}
+        read = {name for node in kept for name in (*node.input, *captured(node))}
         graph.initializer.extend(tensor for name, tensor in new.items() if name in read)
 
     def _fixed_sizes(
@@ -121,7 +122,7 @@ class _Folder:
         """A node's outputs, where it can be computed and the model does not grow too large by them."""
         given = {name: known[name] for name in node.input if name in known}
         wanted = {name for name in node.input if name}
-        if not standard(node) or node.op_type in _KEPT or wanted != given.keys() or any(True for _ in subgraphs(node)):
+        if not standard(node) or node.op_type in _KEPT or wanted != given.keys() or has_subgraphs(node):
             return None
         freed = sum(_bytes(tensor) for name, tensor in given.items() if last_use(name))
         arrays = {name: array_of(tensor) for name, tensor in given.items()}

@@ -22,10 +22,10 @@ from outrider.compiler.passes.graph import (
     constant_of,
     copied,
     drop_unused,
+    has_subgraphs,
     need_values,
     opset,
     standard,
-    subgraphs,
     tensor_of,
     types,
 )
@@ -122,7 +122,7 @@ class _Halving:
 
     def _places(self, node: onnx.NodeProto) -> tuple[list[int], list[int]] | None:
         """Which inputs and outputs of a node become float16; None where it stays as it is."""
-        if not standard(node) or node.op_type in UNSAFE or any(True for _ in subgraphs(node)):
+        if not standard(node) or node.op_type in UNSAFE or has_subgraphs(node):
             return None
         if any(name not in self._known for name in (*node.input, *node.output) if name):
             return None  # it might be a float32
@@ -159,7 +159,7 @@ class _Halving:
         return found
 
     def _as_before(self, node: onnx.NodeProto) -> None:
-        for name in (*node.input, *(captured(node) if node.attribute else ())):
+        for name in (*node.input, *captured(node)):
             self._need_float(name)
         self._made.append(node)
 

@@ -69,6 +69,12 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller must give: those that no initialiser stands for."""
+    held = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in held]
+
+
 # Graphs within graphs -----------------------------------------------------------------------------------------------
 
 
@@ -78,6 +84,11 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if one.HasField("g"):
             yield one.g
         yield from one.graphs
+
+
+def has_subgraphs(node: onnx.NodeProto) -> bool:
+    """Whether a node holds graphs."""
+    return any(True for _ in subgraphs(node))
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -100,6 +111,8 @@ def defined(graph: onnx.GraphProto) -> set[str]:
 def captured(node: onnx.NodeProto) -> set[str]:
     """The names that a node's subgraphs read from outside."""
     names: set[str] = set()
+    if not node.attribute:  # as of most nodes
+        return names
     for inner in subgraphs(node):
         read = {value.name for value in inner.output}
         for one in inner.node:
@@ -114,8 +127,7 @@ def uses(graph: onnx.GraphProto) -> Counter[str]:
     count: Counter[str] = Counter(value.name for value in graph.output)
     for node in graph.node:
         count.update(name for name in node.input if name)
-        if node.attribute:
-            count.update(captured(node))
+        count.update(captured(node))
     return count
 
 
@@ -296,6 +308,8 @@ __all__ = [
     "drop_unknown_types",
     "drop_unused",
     "graphs",
+    "has_subgraphs",
+    "inputs_of",
     "is_external",
     "keep",
     "need_values",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from outrider.compiler.passes.graph import copied, graphs, types
+from outrider.compiler.passes.graph import copied, graphs, inputs_of, types
 from outrider.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def bind(model: onnx.ModelProto, shapes: Mapping[str, Sizes]) -> onnx.ModelProto
     a size that is fixed, and for two values of one name.
     """
     made = copied(model)
-    held = {tensor.name for tensor in made.graph.initializer}
-    inputs = {value.name: value for value in made.graph.input if value.name not in held}
+    inputs = {value.name: value for value in inputs_of(made.graph)}
     named: dict[str, tuple[int, str]] = {}
     for name, sizes in shapes.items():
         if name not in inputs:
@@ -154,11 +153,10 @@ def _refine(value: onnx.ValueInfoProto, found: onnx.ValueInfoProto) -> None:
 
 def free_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """The inputs that have free sizes, each with the axes that are free; no axes where even their number is free."""
-    held = {tensor.name for tensor in model.graph.initializer}
     known = types(model.graph)
     found: dict[str, tuple[int, ...]] = {}
-    for value in model.graph.input:
-        if value.name in held or value.name not in known:
+    for value in inputs_of(model.graph):
+        if value.name not in known:
             continue
         dims = known[value.name][1]
         axes = tuple(axis for axis, size in enumerate(dims or ()) if size is None)

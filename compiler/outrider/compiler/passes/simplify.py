@@ -16,6 +16,7 @@ from outrider.compiler.passes.graph import (
     constants,
     copied,
     drop_unused,
+    has_subgraphs,
     opset,
     reread,
     standard,
@@ -91,7 +92,7 @@ class _Sweep:
                 self._instead[tensor.name] = name
 
     def _is_duplicate(self, node: onnx.NodeProto) -> bool:
-        if not standard(node) or node.op_type in RANDOM or any(True for _ in subgraphs(node)):
+        if not standard(node) or node.op_type in RANDOM or has_subgraphs(node):
             return False
         if node.op_type == "Dropout":  # one that is training is random
             return False
@@ -118,7 +119,7 @@ class _Idle:
         self._known = types(graph)
         self._constants = constants(graph)
         self._version = version
-        self._read = {name for node in graph.node for name in (*node.input, *_captures(node))}
+        self._read = {name for node in graph.node for name in (*node.input, *captured(node))}
         self._read.update(value.name for value in graph.output)
 
     def passes_on(self, node: onnx.NodeProto) -> bool:
@@ -175,10 +176,6 @@ class _Idle:
         if pads is None and len(node.input) > 1 and node.input[1] in self._constants:
             pads = array_of(self._constants[node.input[1]])
         return pads is not None and not np.any(pads)
-
-
-def _captures(node: onnx.NodeProto) -> set[str]:
-    return captured(node) if node.attribute else set()
 
 
 def _name_outputs(graph: onnx.GraphProto, version: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from outrider.compiler.backends.ncnn.rewrite import widen_reductions
 from outrider.compiler.onnx_session import open_session
+from outrider.compiler.passes.graph import inputs_of
 from outrider.runtime.errors import BadModelError, UnsupportedError, UsageError
 
 Shape = tuple[int, ...]
@@ -39,8 +40,7 @@ def bind(data: bytes, shapes: Mapping[str, Shape]) -> BoundGraph:
         model = onnx.load_model_from_string(data)
     except Exception as e:  # protobuf's classes are not the same in its two implementations
         raise BadModelError(f"the ONNX file cannot be read: {e}") from e
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = inputs_of(model.graph)
     unknown = sorted(set(shapes) - {value.name for value in inputs})
     if unknown:
         raise UsageError(f"the model has no input {unknown[0]!r}")

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from outrider.compiler.passes.graph import opset
+
 _REDUCTIONS = ("ReduceMean", "ReduceSum")
 _AXES_ARE_INPUT = 13  # the opset from which Unsqueeze, Squeeze and ReduceSum take their axes as an input
 _MEAN_AXES_ARE_INPUT = 18  # and ReduceMean
@@ -18,7 +20,7 @@ def widen_reductions(model: Any) -> None:
     """
     from onnx import helper
 
-    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 1)
+    version = opset(model)
     constants = _constants(model.graph)
     nodes: list[Any] = []
     for number, node in enumerate(model.graph.node):
@@ -27,11 +29,11 @@ def widen_reductions(model: Any) -> None:
             nodes.append(node)
             continue
         new = axis if axis < 0 else axis + 1
-        made = _Maker(model.graph, f"outrider_{number}", opset)
+        made = _Maker(model.graph, f"outrider_{number}", version)
         wide = made.node("Unsqueeze", node.input[0], [new])
         keep = next((each.i for each in node.attribute if each.name == "keepdims"), 1)
         pair = sorted((new - 1, new))
-        by_input = opset >= (_MEAN_AXES_ARE_INPUT if node.op_type == "ReduceMean" else _AXES_ARE_INPUT)
+        by_input = version >= (_MEAN_AXES_ARE_INPUT if node.op_type == "ReduceMean" else _AXES_ARE_INPUT)
         reduced = made.node(node.op_type, wide, pair, by_input=by_input, keepdims=keep)
         if keep:
             reduced = made.node("Squeeze", reduced, [new])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from outrider.compiler.passes.graph import inputs_of, subgraphs
 from outrider.runtime.engines.openvino import brief, plugin_config
 from outrider.runtime.engines.openvino_files import import_openvino, openvino_core
 from outrider.runtime.errors import BadModelError, UnsupportedError
@@ -72,8 +73,7 @@ def read_graph(data: bytes) -> Source:
         proto = onnx.load_model_from_string(data)
     except Exception as e:  # protobuf's DecodeError, of whichever implementation is in use
         raise BadModelError(f"not an ONNX file: {e}") from e
-    initialised = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name: value.type for value in proto.graph.input if value.name not in initialised}
+    inputs = {value.name: value.type for value in inputs_of(proto.graph)}
     _refuse_types([*inputs.items(), *((value.name, value.type) for value in proto.graph.output)])
     core = openvino_core()
     from openvino._offline_transformations import apply_moc_transformations
@@ -98,8 +98,7 @@ def with_all_inputs(model: Any, source: Source) -> Any:
     openvino = import_openvino()
     if len(model.get_parameters()) == len(source.inputs):
         return model
-    given = {name: place for place, name in enumerate(source.parameters())}
-    known = {name: model.get_parameters()[place] for name, place in given.items()}
+    known = dict(zip(source.parameters(), model.get_parameters(), strict=True))
     parameters = []
     for name, kind in source.inputs.items():
         parameter = known.get(name)
@@ -175,9 +174,8 @@ def _nodes(graph: Any) -> Iterator[Any]:
     """All nodes, those of nested graphs after the node that holds them."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for nested in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _nodes(nested)
+        for nested in subgraphs(node):
+            yield from _nodes(nested)
 
 
 def _names(graph: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from outrider.compiler.passes.graph import opset
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -43,10 +44,9 @@ def import_onnx(data: bytes, shapes: Mapping[str, Sequence[int | str]] | None = 
     unknown = [name for name in shapes or {} if name not in taken]
     if unknown:
         raise BadModelError(f"the model has no input {unknown[0]!r}", hint=f"its inputs: {', '.join(sorted(taken))}")
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
     importer = _importer()({name: list(shape) for name, shape in (shapes or {}).items()}, "float32")
     try:
-        return importer.from_onnx(graph, opset)
+        return importer.from_onnx(graph, opset(model) or 1)
     except (NotImplementedError, tvm.error.OpNotImplemented) as e:
         raise UnsupportedError(f"TVM does not import the model: {_first_line(e)}") from e
     except Exception as e:  # its converters raise whatever they happen to trip over
