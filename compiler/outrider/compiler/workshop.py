@@ -37,6 +37,19 @@ def inside() -> bool:
     return _HERE.is_set()
 
 
+def child_environment() -> dict[str, str]:
+    """This process's environment, for a child that imports what this process can."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def signal_name(number: int) -> str:
+    """A signal in words: `SIGSEGV`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those for real time have no names
+        return f"signal {number}"
+
+
 class Workshop:
     """A process for jobs; `memory_bytes` None: most of what is available. Close it, or use it as a context manager."""
 
@@ -105,7 +118,7 @@ class Workshop:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=child_environment(),
             )
         return self._child
 
@@ -121,7 +134,7 @@ class Workshop:
             self._errors.seek(0)
             said = self._errors.read().decode("utf-8", "replace").strip()[-_ERROR_CHARS:]
         self.close()
-        how = f"its process died of {_signal_name(-code)}" if code < 0 else f"its process ended with {code}"
+        how = f"its process died of {signal_name(-code)}" if code < 0 else f"its process ended with {code}"
         if code == -signal.SIGKILL:
             how += ", as it does where memory runs out"
         return f"{how}: {said}" if said else how
@@ -131,13 +144,6 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     """End the child, where it still runs, and whatever it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # those for real time have no names
-        return f"signal {number}"
 
 
 def _send(stream: Any, data: bytes) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from outrider.compiler.workshop import signal_name
 from outrider.runtime.errors import ToolchainError, UnsupportedError
 
 TIMEOUT_S = 300
@@ -96,7 +96,7 @@ def _run(command: list[str], folder: Path) -> str:
     if done.returncode != 0:
         _refuse(done.stdout)
         if done.returncode < 0:
-            name = signal.Signals(-done.returncode).name
+            name = signal_name(-done.returncode)
             raise UnsupportedError(f"pnnx crashed ({name}) on the model, which it cannot convert")
         raise ToolchainError(f"pnnx failed with status {done.returncode}:\n{done.stdout[-_MESSAGE_LIMIT:].strip()}")
     return done.stdout

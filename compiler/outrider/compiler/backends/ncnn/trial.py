@@ -7,14 +7,13 @@ prints what stands in the way, if anything does.
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
 import subprocess
 import sys
 from contextlib import closing
 
 import numpy as np
 
+from outrider.compiler.workshop import child_environment, signal_name
 from outrider.runtime.bundle import ArtifactEntry, Signature, TensorSpec
 from outrider.runtime.engines import open_engine
 from outrider.runtime.engines.ncnn_file import NcnnFile, NcnnTensor
@@ -28,8 +27,7 @@ def try_out(data: bytes) -> None:
     """Run the artifact once. Raises UnsupportedError where ncnn cannot, ToolchainError where it is missing or slow."""
     if importlib.util.find_spec("ncnn") is None:
         raise ToolchainError("converted models are tried out with ncnn", hint="pip install 'outrider[compiler-ncnn]'")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", __name__]
+    command, environment = [sys.executable, "-m", __name__], child_environment()
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=TIMEOUT_S, check=False, env=environment)
     except subprocess.TimeoutExpired as e:
@@ -40,8 +38,7 @@ def try_out(data: bytes) -> None:
     if found:
         raise UnsupportedError(f"ncnn cannot run the model: {found}")
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise UnsupportedError(f"ncnn crashed ({name}) on the converted model")
+        raise UnsupportedError(f"ncnn crashed ({signal_name(-done.returncode)}) on the converted model")
     if done.returncode != 0:
         message = done.stderr.decode(errors="replace").strip()[-2000:]
         raise ToolchainError(f"the converted model cannot be tried out: {message}")
