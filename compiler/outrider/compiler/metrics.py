@@ -104,17 +104,19 @@ def measure_quality(
 
 
 def _built_in(metric: str, outputs: Arrays, truth: Truth, signature: Signature) -> float:
-    main, source = (_rows(side[signature.predict], signature) for side in (outputs, truth.outputs))
-    if metric == "cosine":
-        return _cosine(main, source)
-    if metric == "l2":
-        return float(np.linalg.norm(main - source) / max(float(np.linalg.norm(source)), 1e-30))
+    if metric in ("cosine", "l2"):
+        main, source = (_rows(side[signature.predict], signature) for side in (outputs, truth.outputs))
+        return _cosine(main, source) if metric == "cosine" else _l2(main, source)
     if metric == "mae":
         assert truth.targets is not None
-        return _mae(main, truth.targets)
+        return _mae(_rows(outputs[signature.predict], signature), truth.targets)
     assert truth.labels is not None
     top = _TOP.fullmatch(metric)
     return _top(int(top[1]) if top else 1, outputs, truth.labels, signature)
+
+
+def _l2(main: NDArray[np.float64], source: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(main - source) / max(float(np.linalg.norm(source)), 1e-30))
 
 
 def _mae(main: NDArray[np.float64], targets: NDArray[Any]) -> float:
