@@ -215,6 +215,11 @@ def artifact_entry(
     )
 
 
+def row_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs: of one row where the model is batched, else as the signature says."""
+    return {spec.name: tuple(size or 1 for size in spec.shape) for spec in model.signature.inputs}
+
+
 def build_elsewhere(reference: str, order: Order, candidate: Candidate) -> Built:
     """Build by the backend of that line of the table: what an isolated backend's process is asked to do."""
     built: Built = pkgutil.resolve_name(reference)().build(order, candidate)
@@ -234,4 +239,5 @@ __all__ = [
     "artifact_entry",
     "backend",
     "build_elsewhere",
+    "row_shapes",
 ]

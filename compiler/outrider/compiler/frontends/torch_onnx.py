@@ -103,10 +103,9 @@ def _name_tensors(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequen
             renamed[value.name] = name
         else:
             copies.append((value.name, name))
-    results = dict(zip(range(len(outputs)), outputs, strict=True))
     _rename(model, renamed)
-    for place, name in results.items():
-        graph.output[place].name = name
+    for value, name in zip(graph.output, outputs, strict=True):
+        value.name = name
     for source, name in copies:
         graph.node.append(onnx.helper.make_node("Identity", [renamed.get(source, source)], [name], f"copy_{name}"))
 

@@ -79,7 +79,6 @@ class _Rewrite:
     def __init__(self, graph: onnx.GraphProto, names: Names, version: int) -> None:
         self._graph, self._names, self._version = graph, names, version
         self._constants, self._types, self._uses = constants(graph), types(graph), uses(graph)
-        self._outputs = {value.name for value in graph.output}
         self._shared: dict[tuple[int, float], str] = {}
         self._chains: dict[str, tuple[str, Bounds]] = {}  # an output -> what it bounds, and how
 

@@ -89,24 +89,24 @@ class _Halving:
         self._names = Names(model)
         self._given = {value.name for value in self._graph.input}
         self._weights = {one.name: one for one in self._graph.initializer if one.data_type == FLOAT}
-        self._known = set(types(self._graph))
-        self._floats = self._all_floats()
+        known = types(self._graph)
+        self._known = set(known)
+        self._floats = {name for name, (kind, _) in known.items() if kind == FLOAT}
+        self._take_in_constants()
         self._half: dict[str, str] = {}  # a value -> the name of its float16 form, where it is there by now
         self._only_half: set[str] = set()  # values that have no float32 form so far
         self._made: list[onnx.NodeProto] = []
 
-    def _all_floats(self) -> set[str]:
-        """The values that are tensors of float32."""
-        found = {name for name, (kind, _) in types(self._graph).items() if kind == FLOAT}
+    def _take_in_constants(self) -> None:
+        """Know the values of Constant nodes, too."""
         for node in self._graph.node:
             tensor = constant_of(node)
             if tensor is None:
                 continue
             self._known.add(tensor.name)
             if tensor.data_type == FLOAT:
-                found.add(tensor.name)
+                self._floats.add(tensor.name)
                 self._weights[tensor.name] = tensor
-        return found
 
     def run(self) -> None:
         for node in self._graph.node:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from outrider.compiler.foreign import first_line
 from outrider.compiler.passes.feeds import Feed, check_feeds
 from outrider.compiler.passes.graph import Names, graphs, keep, need_values, standard
 from outrider.compiler.passes.quiet import quiet
@@ -154,7 +155,7 @@ def _pre_processed(model: onnx.ModelProto) -> onnx.ModelProto:
             quant_pre_process(source, target, skip_symbolic_shape=True)
             made = onnx.load_model(target)
         except Exception as e:  # of many kinds, some not exported
-            raise UnsupportedError(f"ONNX Runtime cannot prepare the model for int8: {_first_line(e)}") from e
+            raise UnsupportedError(f"ONNX Runtime cannot prepare the model for int8: {first_line(e)}") from e
     _name_nodes(made)
     return made
 
@@ -221,7 +222,7 @@ def _run_ort(calibration: Calibration, exclude: Sequence[str], only: Sequence[st
                 calibration_cache_path=cache,
             )
         except Exception as e:  # of many kinds, some not exported
-            raise UnsupportedError(f"ONNX Runtime cannot quantise the model: {_first_line(e)}") from e
+            raise UnsupportedError(f"ONNX Runtime cannot quantise the model: {first_line(e)}") from e
         return target.read_bytes()
 
 
@@ -231,7 +232,3 @@ def _clean(made: onnx.ModelProto) -> onnx.ModelProto:
     keep([*made.opset_import], made.opset_import, lambda one: one.domain in used)
     keep([*made.metadata_props], made.metadata_props, lambda one: one.key not in _MARKS)
     return made
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
-from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry, row_shapes
 from outrider.compiler.backends.ncnn.convert import convert
 from outrider.compiler.model import OnnxGraph
 from outrider.runtime.calls import rows_of_call
@@ -66,9 +66,8 @@ class NcnnBackend:
         """Bind and convert."""
         model = order.model
         assert isinstance(model.payload, OnnxGraph)
-        shapes = {spec.name: tuple(size or 1 for size in spec.shape) for spec in model.signature.inputs}
         precision: NcnnPrecision = "float16" if candidate.precision == "fp16" else "float32"
-        data = convert(model.payload.data, shapes, precision=precision)
+        data = convert(model.payload.data, row_shapes(model), precision=precision)
         entry = artifact_entry(
             model,
             candidate,

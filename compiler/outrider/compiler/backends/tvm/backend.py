@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
-from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry
+from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry, row_shapes
 from outrider.compiler.backends.tvm.build import build_network, requirements, tune_network
 from outrider.compiler.backends.tvm.machine import machine_for
 from outrider.compiler.backends.tvm.records import Records
 from outrider.compiler.backends.tvm.tune import Budget
-from outrider.compiler.model import Model, OnnxGraph
+from outrider.compiler.model import OnnxGraph
 from outrider.runtime.errors import UnsupportedError
 from outrider.runtime.target import Target
 
@@ -79,7 +79,7 @@ class TvmBackend:
     def _build(self, order: Order, candidate: Candidate, target: Target) -> Built:
         model = order.model
         assert isinstance(model.payload, OnnxGraph)
-        data, used = build_network(model.payload.data, target, _records(order), shapes=_shapes(model))
+        data, used = build_network(model.payload.data, target, _records(order), shapes=row_shapes(model))
         entry = artifact_entry(
             model,
             candidate,
@@ -100,7 +100,7 @@ def tuned(order: Order) -> bytes:
     found = tune_network(
         order.model.payload.data,
         order.target,
-        shapes=_shapes(order.model),
+        shapes=row_shapes(order.model),
         records=_records(order),
         budget=Budget(seconds=order.tune_s),
     )
@@ -110,8 +110,3 @@ def tuned(order: Order) -> bytes:
 def _records(order: Order) -> Records:
     known = order.tuning.get("tvm")
     return Records.decode(known) if known else Records()
-
-
-def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Of one row where the model is batched, else as the signature says."""
-    return {spec.name: tuple(size or 1 for size in spec.shape) for spec in model.signature.inputs}

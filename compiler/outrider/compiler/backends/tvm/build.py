@@ -15,6 +15,7 @@ from outrider.compiler.backends.tvm.imports import import_onnx
 from outrider.compiler.backends.tvm.lower import loops, lower
 from outrider.compiler.backends.tvm.machine import Machine, machine_for
 from outrider.compiler.backends.tvm.records import Records, key_of
+from outrider.compiler.foreign import first_line
 from outrider.runtime.errors import ToolchainError
 from outrider.runtime.target import Libc, Requirements, Target
 from outrider.targets.catalog import board_of
@@ -93,8 +94,7 @@ def _compiled(mod: tvm.IRModule, machine: Machine) -> Any:
     try:
         return relax.build(mod, machine.target())
     except Exception as e:  # TVM raises whatever the C++ side names
-        first = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        raise ToolchainError(f"TVM cannot compile the network for {machine.name}: {first}") from e
+        raise ToolchainError(f"TVM cannot compile the network for {machine.name}: {first_line(e)}") from e
 
 
 def _export(executable: Any, target: Target) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from outrider.compiler.foreign import first_line
 from outrider.compiler.passes.graph import opset
 from outrider.runtime.errors import BadModelError, UnsupportedError
 
@@ -38,7 +39,7 @@ def import_onnx(data: bytes, shapes: Mapping[str, Sequence[int | str]] | None = 
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as e:
-        raise BadModelError(f"the ONNX file cannot be read: {_first_line(e)}") from e
+        raise BadModelError(f"the ONNX file cannot be read: {first_line(e)}") from e
     graph = model.graph
     taken = {value.name for value in graph.input}
     unknown = [name for name in shapes or {} if name not in taken]
@@ -48,9 +49,9 @@ def import_onnx(data: bytes, shapes: Mapping[str, Sequence[int | str]] | None = 
     try:
         return importer.from_onnx(graph, opset(model) or 1)
     except (NotImplementedError, tvm.error.OpNotImplemented) as e:
-        raise UnsupportedError(f"TVM does not import the model: {_first_line(e)}") from e
+        raise UnsupportedError(f"TVM does not import the model: {first_line(e)}") from e
     except Exception as e:  # its converters raise whatever they happen to trip over
-        raise UnsupportedError(f"TVM does not import the model: {type(e).__name__}: {_first_line(e)}") from e
+        raise UnsupportedError(f"TVM does not import the model: {type(e).__name__}: {first_line(e)}") from e
 
 
 def _importer() -> Any:
@@ -98,7 +99,3 @@ def _importer() -> Any:
             return self.bb.emit(getattr(relax.op, _PAIRS[op])(left, right))
 
     return Importer
-
-
-def _first_line(problem: Exception) -> str:
-    return next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
