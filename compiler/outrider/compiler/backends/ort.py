@@ -6,13 +6,13 @@ A file in the model's own precision passes through: ONNX Runtime optimises it wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry
+from outrider.compiler.backends.graphs import GraphBackend
 from outrider.compiler.model import OnnxGraph
-from outrider.runtime.engines import ENGINES
-from outrider.runtime.target import Requirements, Target
+from outrider.runtime.target import Requirements
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Method = Literal["minmax", "entropy", "percentile"]
 
-_PACKAGED = ENGINES["onnx"].archs  # architectures with a wheel of onnxruntime
 _METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")  # of calibration
 _KEPT = (0.1, 0.25, 0.5)  # shares of the layers that mixed precision keeps, the most sensitive ones, in float32
 _RANKED_LAYERS = 48  # that are measured for the ranking by sensitivity; a few tenths of a second each
@@ -32,30 +31,28 @@ _PREPARED: dict[tuple[str, ...], Prepared] = {}
 _RANKED: dict[tuple[str, ...], tuple[Calibration, Ranking]] = {}
 
 
-class OrtBackend:
+class OrtBackend(GraphBackend):
     """A candidate is a precision and, where it is int8, the method of calibration."""
 
-    isolated = True
+    engine, title = "onnx", "ONNX Runtime"
     precisions = ("fp32", "fp16", "int8", "mixed")
     tools = ("onnx", "onnxruntime")
 
-    def refuses(self, order: Order) -> str | None:
-        """Anything but an ONNX graph, and targets that ONNX Runtime is not packaged for."""
-        if not isinstance(order.model.payload, OnnxGraph):
-            return "the model is not an ONNX graph, which is what this backend takes"
-        if order.target.arch not in _PACKAGED:
-            return f"ONNX Runtime has no package for {order.target.arch}"
-        return None
+    def offers(self) -> Sequence[Candidate]:
+        """Each precision, int8 by each method, and shares of the layers in float32."""
+        int8 = [Candidate("ort", "int8", {"method": method}) for method in _METHODS]
+        mixed = [Candidate("ort", "mixed", {"method": "minmax", "kept": f"{share:g}"}) for share in _KEPT]
+        return [Candidate("ort"), *int8, Candidate("ort", "fp16"), *mixed]
 
     def explore(self, order: Order, bench: Workbench) -> None:
         """All precisions that may be tried; mixed ones where int8 loses too much, the least of float32 first."""
-        offers = self._offers(order)
-        whole = [one for one in offers if one.precision != "mixed"]
+        allowed = self.allowed(order)
+        whole = [one for one in allowed if one.precision != "mixed"]
         bench.build(whole)
         int8 = [one for one in whole if one.precision == "int8"]
         if int8 and any(bench.misses(one) == () for one in int8):
             return
-        for one in offers:
+        for one in allowed:
             if one.precision == "mixed":
                 bench.build([one])
                 if bench.misses(one) == ():
@@ -63,17 +60,8 @@ class OrtBackend:
 
     def rule(self, order: Order) -> Sequence[Candidate]:
         """Quantised where that may be, since integers are the quicker everywhere; then the model's own precision."""
-        offers = {one.precision: one for one in reversed(self._offers(order))}
-        return [offers[precision] for precision in ("int8", "fp32", "fp16") if precision in offers]
-
-    def recall(self, order: Order, precision: str, options: Mapping[str, str]) -> Candidate | None:
-        """One of what is offered."""
-        offers = self._every()
-        return next((one for one in offers if (one.precision, one.options) == (precision, options)), None)
-
-    def faithful(self, order: Order) -> Candidate | None:
-        """The source is ONNX Runtime itself."""
-        return None
+        first = {one.precision: one for one in reversed(self.allowed(order))}
+        return [first[precision] for precision in ("int8", "fp32", "fp16") if precision in first]
 
     def build(self, order: Order, candidate: Candidate) -> Built:
         """Pass the file through, or rewrite it."""
@@ -85,19 +73,6 @@ class OrtBackend:
             model, candidate, data, file="model.onnx", kind="onnx", package="onnxruntime", triple=None, needs=needs
         )
         return Built(candidate, data, entry)
-
-    def twin(self, order: Order, candidate: Candidate, host: Target) -> Built | None:
-        """The file is the same everywhere."""
-        return self.build(order, candidate)
-
-    def _offers(self, order: Order) -> list[Candidate]:
-        return [one for one in self._every() if order.allows(one.precision)]
-
-    @staticmethod
-    def _every() -> list[Candidate]:
-        int8 = [Candidate("ort", "int8", {"method": method}) for method in _METHODS]
-        mixed = [Candidate("ort", "mixed", {"method": "minmax", "kept": f"{share:g}"}) for share in _KEPT]
-        return [Candidate("ort"), *int8, Candidate("ort", "fp16"), *mixed]
 
 
 def _rewritten(order: Order, data: bytes, candidate: Candidate) -> bytes:

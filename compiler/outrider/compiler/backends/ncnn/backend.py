@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry, row_shapes
+from outrider.compiler.backends.graphs import GraphBackend
 from outrider.compiler.backends.ncnn.convert import convert
 from outrider.compiler.model import OnnxGraph
 from outrider.runtime.calls import rows_of_call
-from outrider.runtime.engines import ENGINES
 from outrider.runtime.engines.ncnn_file import NcnnPrecision
-from outrider.runtime.target import Requirements, Target
-
-_PACKAGED = ENGINES["ncnn"].archs  # architectures with a wheel of ncnn
+from outrider.runtime.target import Requirements
 
 
-class NcnnBackend:
+class NcnnBackend(GraphBackend):
     """A candidate is a precision. `fp16` stores weights in half the bytes, and computes with them as a device can."""
 
-    isolated = True
+    engine, title = "ncnn", "ncnn"
     precisions = ("fp32", "fp16")
     tools = ("onnx", "ncnn", "pnnx")
 
     def refuses(self, order: Order) -> str | None:
         """Anything but an ONNX graph of float32 tensors and fixed sizes, and what ncnn is not packaged for."""
+        refusal = super().refuses(order)
+        if refusal is not None:
+            return refusal
         model, signature = order.model, order.model.signature
-        if not isinstance(model.payload, OnnxGraph):
-            return "the model is not an ONNX graph, which is what this backend takes"
-        if order.target.arch not in _PACKAGED:
-            return f"ncnn has no package for {order.target.arch}"
         for module, package in (("ncnn", "ncnn"), ("pnnx", "networks")):
             if find_spec(module) is None:
                 return f"the package {module} is not installed: pip install 'outrider[{package}]'"
@@ -46,21 +43,17 @@ class NcnnBackend:
         others = [spec for spec in computed if spec.dtype != "float32"]
         return f"ncnn gives float32, and the output {others[0].name!r} is {others[0].dtype}" if others else None
 
+    def offers(self) -> Sequence[Candidate]:
+        """Each precision."""
+        return [Candidate("ncnn", precision) for precision in self.precisions]
+
     def explore(self, order: Order, bench: Workbench) -> None:
         """All precisions that may be tried."""
-        bench.build(self._offers(order))
+        bench.build(self.allowed(order))
 
     def rule(self, order: Order) -> Sequence[Candidate]:
         """Half the bytes first, where that may be: many ARM cores compute in float16 twice as fast."""
-        return sorted(self._offers(order), key=lambda one: one.precision != "fp16")
-
-    def recall(self, order: Order, precision: str, options: Mapping[str, str]) -> Candidate | None:
-        """One of what is offered."""
-        return Candidate("ncnn", precision) if precision in self.precisions and not options else None
-
-    def faithful(self, order: Order) -> Candidate | None:
-        """There is no other way of computing in ncnn."""
-        return None
+        return sorted(self.allowed(order), key=lambda one: one.precision != "fp16")
 
     def build(self, order: Order, candidate: Candidate) -> Built:
         """Bind and convert."""
@@ -79,10 +72,3 @@ class NcnnBackend:
             needs=Requirements(memory_bytes=2 * len(data)),
         )
         return Built(candidate, data, entry)
-
-    def twin(self, order: Order, candidate: Candidate, host: Target) -> Built | None:
-        """The file is the same everywhere."""
-        return self.build(order, candidate)
-
-    def _offers(self, order: Order) -> list[Candidate]:
-        return [Candidate("ncnn", precision) for precision in self.precisions if order.allows(precision)]

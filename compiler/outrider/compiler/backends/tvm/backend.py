@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from outrider.compiler.backends import Built, Candidate, Order, Workbench, artifact_entry, row_shapes
+from outrider.compiler.backends.graphs import NO_GRAPH
 from outrider.compiler.backends.tvm.build import build_network, requirements, tune_network
 from outrider.compiler.backends.tvm.machine import machine_for
 from outrider.compiler.backends.tvm.records import Records
@@ -33,7 +34,7 @@ class TvmBackend:
         """
         model, signature = order.model, order.model.signature
         if not isinstance(model.payload, OnnxGraph):
-            return "the model is not an ONNX graph, which is what this backend takes"
+            return NO_GRAPH
         if find_spec("tvm") is None:
             return "the package apache-tvm is not installed: pip install 'outrider[tvm]'"
         try:
