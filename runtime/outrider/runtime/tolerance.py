@@ -32,7 +32,9 @@ class Tolerance:
 
     def allowed(self, wanted: Array) -> NDArray[np.float64]:
         """The largest allowed error of each value."""
-        sizes = np.abs(np.nan_to_num(wanted.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0))
+        return self._allowed(_sizes(wanted))
+
+    def _allowed(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
         of_max = self.of_max if np.isinf(self.of_max) else self.of_max * sizes.max(initial=0.0)
         return np.asarray(self.atol + self.rtol * sizes + of_max)
 
@@ -69,13 +71,13 @@ def compare(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: 
             if share > tolerance.differing:
                 problems[name] = f"differs in {wrong} of {truth.size} values"
         else:
-            errors = errors_of(value, truth)
-            sizes = np.abs(np.nan_to_num(truth.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0))
-            absolute = max(absolute, float(errors.max(initial=0.0)))
-            relative = max(relative, float((errors[sizes > 0] / sizes[sizes > 0]).max(initial=0.0)))
-            of_max = max(of_max, _ratio(float(errors.max(initial=0.0)), float(sizes.max(initial=0.0))))
+            errors, sizes = errors_of(value, truth), _sizes(truth)
+            largest, sized = float(errors.max(initial=0.0)), sizes > 0
+            absolute = max(absolute, largest)
+            relative = max(relative, float((errors[sized] / sizes[sized]).max(initial=0.0)))
+            of_max = max(of_max, _ratio(largest, float(sizes.max(initial=0.0))))
             l2 = max(l2, _ratio(float(np.linalg.norm(errors)), float(np.linalg.norm(sizes))))
-            wrong = int(np.count_nonzero(errors > tolerance.allowed(truth)))
+            wrong = int(np.count_nonzero(errors > tolerance._allowed(sizes)))
             if wrong:
                 problems[name] = f"is out of tolerance in {wrong} of {truth.size} values"
     return Deviation(absolute, relative, of_max, l2, differing, problems)
@@ -88,6 +90,11 @@ def errors_of(found: Array, wanted: Array) -> NDArray[np.float64]:
         errors = np.abs(one - other)
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     return np.where(same, 0.0, np.where(np.isfinite(errors), errors, np.inf))
+
+
+def _sizes(values: Array) -> NDArray[np.float64]:
+    """Absolute values, 0 for what is not finite."""
+    return np.abs(np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def _ratio(error: float, size: float) -> float:
