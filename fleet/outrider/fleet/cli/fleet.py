@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.console import Console
 
 from outrider.fleet.cli import commands
 from outrider.fleet.cli.labels import labels
 from outrider.fleet.triggers import TRIGGERS
-from outrider.runtime.output import as_json
 from outrider.runtime.api_client.connect import connect, connection_options
 from outrider.runtime.arguments import Parser
 from outrider.runtime.errors import EXIT_OK
+from outrider.runtime.output import as_json
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[Parser]
