@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from benchmarks.trees.records import Machine, PeerInfo
+from benchmarks.shared.records import Machine, PeerInfo
 
 #: `absent`: not installed. `unsupported`: it cannot run the net. `differs`: its outputs are too far from torch's to
 #: be of use, so it is shown but is no rival. `failed`: it crashed or took too long.

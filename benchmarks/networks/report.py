@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.networks.goals import OURS, OURS_FP32, Ratio, best_peer, entry, goals, ratio
 from benchmarks.networks.peers import PEERS, SLOW, is_ours
 from benchmarks.networks.records import Cell, Entry, NetInfo, Result
-from benchmarks.trees.report import table
+from benchmarks.shared.report import contenders, join, machine_line, section, table
 
 _PEAK_OF = {"fp32": "fp32", "int8": "int8"}
 
@@ -15,12 +15,12 @@ def markdown(result: Result, *, image: str | None = None) -> str:
     parts = [
         _head(result),
         f"![Ratio to the best peer]({image})" if image else "",
-        _section("Goals", _goals(result)),
-        _section("Times as fast as the best peer", _ratios(result)),
+        section("Goals", _goals(result)),
+        section("Times as fast as the best peer", _ratios(result)),
         *(_net(result, info) for info in result.nets),
-        _section("Contenders", _contenders(result)),
+        section("Contenders", contenders(result.peers)),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return join(parts)
 
 
 def peak(result: Result, precision: str) -> float | None:
@@ -30,15 +30,13 @@ def peak(result: Result, precision: str) -> float | None:
 
 
 def _head(result: Result) -> str:
-    machine = result.machine
     peaks = "; ".join(
         f"{one.name}: {one.reason}" if one.gops is None else f"{one.name} {one.gops:,.0f}" for one in result.peaks
     )
     lines = [
         f"# Compiled networks against their peers, {result.date}",
         "",
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {' '.join(machine.features)}; "
-        f"{machine.system}; Python {machine.python}; load {machine.load[0]} before and {machine.load[1]} after.",
+        machine_line(result.machine),
         "",
         "One thread, batch 1, ms a call. CPU time over the loops of one interleaved run, each contender in a process "
         "of its own, called from Python on samples held out; wall time over single calls. A ratio is the best peer's "
@@ -56,10 +54,6 @@ def _head(result: Result) -> str:
     if result.interrupted:
         lines += ["", "**The run was interrupted: this is what it had found.**"]
     return "\n".join(lines)
-
-
-def _section(title: str, text: str) -> str:
-    return f"## {title}\n\n{text}" if text else ""
 
 
 def _goals(result: Result) -> str:
@@ -108,7 +102,7 @@ def _ratio(found: Ratio | None) -> str:
 def _net(result: Result, info: NetInfo) -> str:
     title = f"{info.name}: {info.description}"
     if info.skipped:
-        return _section(title, f"Skipped: {info.skipped}")
+        return section(title, f"Skipped: {info.skipped}")
     entries = [one for one in result.entries if one.net == info.name]
     shown = [one for one in entries if one.status in ("measured", "differs")]
     head = [
@@ -137,7 +131,7 @@ def _net(result: Result, info: NetInfo) -> str:
     if out:
         parts.append("Not in it: " + "; ".join(out) + ".")
     parts += [_candidates(one) for one in entries if one.candidates]
-    return _section(title, "\n\n".join(parts))
+    return section(title, "\n\n".join(parts))
 
 
 def _figures(result: Result, info: NetInfo, one: Entry) -> list[str]:
@@ -182,10 +176,3 @@ def _candidates(one: Entry) -> str:
 
 def _ms(value: float) -> str:
     return f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 10 else f"{value:,.1f}"
-
-
-def _contenders(result: Result) -> str:
-    return table(
-        ["name", "version", "called by"],
-        [[one.name, one.version or "not installed", f"`{one.call}`"] for one in result.peers],
-    )

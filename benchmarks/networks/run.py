@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,14 +17,12 @@ from benchmarks.networks.goals import ACCURACY_LOSS, COMPILED
 from benchmarks.networks.nets import Net, net
 from benchmarks.networks.peaks import measure_peaks
 from benchmarks.networks.peers import NotSupported, Order, installed_bytes, is_ours, peer
-from benchmarks.networks.records import Cell, Entry, NetInfo, Peak, PeerInfo, Result
+from benchmarks.networks.records import Cell, Entry, NetInfo, Peak, Result
 from benchmarks.networks.timing import Contender, race
-from benchmarks.trees.machine import this_machine
+from benchmarks.shared.begin import Begin, Tell, peer_info
 
 from outrider.runtime.errors import OutriderError
 
-#: Told what is going on; the second argument is how many nets are over.
-Tell = Callable[[str, int], None]
 Save = Callable[[Result], None]
 
 _MIB = 2**20
@@ -71,7 +66,7 @@ def run(plan: Plan, tell: Tell, save: Save, earlier: Result | None = None) -> Re
 
     After each net, what there is so far is saved. The nets of an earlier run are kept as they are.
     """
-    found, begin = _Found(), _Begin(time.monotonic(), os.getloadavg()[0])
+    found, begin = _Found(), Begin()
     if earlier is not None:
         found.add(earlier)
     known = {info.name for info in found.nets}
@@ -87,24 +82,14 @@ def run(plan: Plan, tell: Tell, save: Save, earlier: Result | None = None) -> Re
     return _result(plan, found, begin, interrupted=False)
 
 
-@dataclass(frozen=True)
-class _Begin:
-    """When a run began, and the load average then."""
-
-    time: float
-    load: float
-
-
-def _result(plan: Plan, found: _Found, begin: _Begin, *, interrupted: bool) -> Result:
+def _result(plan: Plan, found: _Found, begin: Begin, *, interrupted: bool) -> Result:
     return Result(
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         quick=plan.quick,
         interrupted=interrupted,
-        minutes=round(found.minutes + (time.monotonic() - begin.time) / 60, 1),
-        machine=msgspec.structs.replace(this_machine(), load=(round(begin.load, 1), round(os.getloadavg()[0], 1))),
+        **begin.until_now(found.minutes),
         tune_s=plan.tune_s,
         peaks=found.peaks,
-        peers=tuple(_peer_info(name) for name in plan.peers),
+        peers=tuple(peer_info(name, peer(name)) for name in plan.peers),
         nets=tuple(found.nets),
         entries=tuple(found.entries),
         cells=tuple(found.cells),
@@ -256,8 +241,3 @@ def _after(entry: Entry, lost: dict[str, str], children: dict[str, Child], tell:
     except Failed:
         return entry
     return msgspec.structs.replace(entry, overhead_us=None if added is None else round(added, 2))
-
-
-def _peer_info(name: str) -> PeerInfo:
-    rival = peer(name)
-    return PeerInfo(name=name, version=rival.version(), call=rival.call)

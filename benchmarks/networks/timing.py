@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from benchmarks.networks.children import Failed
+from benchmarks.shared.rounds import MIN_ROUNDS, Runner, rounds
 
-MIN_ROUNDS, MAX_ROUNDS = 3, 200
-_LEAP = 0.01  # a minimum that falls by less is stable
-_CALM = 8  # rounds without a new minimum that end a race
-_LOOP_NS = 20_000_000  # of CPU time, of one timed loop: long beside what it takes to fill the caches
-_WARM = 4  # an untimed loop is this many times shorter
 _CHUNK = 25  # single calls at a time
 _CALLS = 500
 
@@ -41,34 +38,15 @@ class Timing:
 
 
 @dataclass
-class _Runner:
+class _Runner(Runner):
+    most_calls: ClassVar[int] = 10_000
+    shorter: ClassVar[int] = 4
     contender: Contender
-    calls: int = 1
-    spent: int = 0
-    times: list[float] = field(default_factory=list)
-    best_round: int = 0
     single: list[int] = field(default_factory=list)
 
-    def warm_up(self) -> None:
-        """Run once cold, once timed, to choose how many calls make a loop."""
-        self.spent += self.contender.loop(1)
-        once = self.contender.loop(1)
-        self.spent += once
-        self.calls = max(1, min(_LOOP_NS // max(once, 1), 10_000))
-
-    def round(self) -> None:
-        """One timed loop, after an untimed one that brings back into the caches what the others drove out.
-
-        A single call that takes as long as a loop does so by itself.
-        """
-        if self.calls > 1:
-            self.spent += self.contender.loop(max(1, self.calls // _WARM))
-        taken = self.contender.loop(self.calls)
-        self.spent += taken
-        value = taken / self.calls
-        if not self.times or value < min(self.times) * (1 - _LEAP):
-            self.best_round = len(self.times)
-        self.times.append(value)
+    def loop(self, count: int) -> int:
+        """CPU time of calls in the contender's process, ns."""
+        return self.contender.loop(count)
 
     def chunk(self) -> None:
         """A few single calls, the first of which only fills the caches."""
@@ -76,10 +54,6 @@ class _Runner:
         found = self.contender.calls(count + (count > 1))
         self.spent += sum(found)
         self.single += found[1:] if count > 1 else found
-
-    def stable(self) -> bool:
-        """Whether the minimum has stayed for a while."""
-        return len(self.times) - self.best_round > _CALM
 
     def timing(self) -> Timing:
         """What was found."""
@@ -113,10 +87,7 @@ def race(contenders: Mapping[str, Contender], *, limit_s: float) -> tuple[dict[s
                 del runners[name]
 
     each(list(runners), _Runner.warm_up)
-    for number in range(MAX_ROUNDS):
-        running = [name for name, one in runners.items() if number < MIN_ROUNDS or one.spent < share]
-        if not running or (number >= MIN_ROUNDS and all(runners[name].stable() for name in running)):
-            break
+    for running in rounds(runners, share):
         each(running, _Runner.round)
     _single_calls(runners, each, share)
     return {name: runner.timing() for name, runner in runners.items()}, lost

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import sys
 
-_MIB = 1024 * 1024
-
 
 def main(arguments: list[str]) -> None:
     """One of the two commands. What libraries write to standard output goes to standard error."""
@@ -31,12 +29,6 @@ def main(arguments: list[str]) -> None:
             _answer(answers, {"failed": f"{type(e).__name__}: {line}"[:300]})
     answers.flush()
     os._exit(0)  # the tear-down of several of these libraries can crash, and says nothing of them
-
-
-def resident_mb() -> float:
-    """Resident memory of this process now, MiB."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - pathlib would be part of what is measured
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
 def _answer(answers: object, told: object) -> None:
@@ -66,6 +58,7 @@ def _race(answers: object, name: str, order_file: str, path: str, inputs: str, o
     from pathlib import Path
 
     import numpy as np
+    from benchmarks.shared.memory import resident_mb
 
     bare = resident_mb()
     import msgspec

@@ -5,34 +5,32 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-import msgspec
-from benchmarks.trees.machine import file_name, this_machine
+from benchmarks.shared.command import Benchmark, add_files
 from benchmarks.trees.models import EXTRAS, POOL, SHAPES, specs
 from benchmarks.trees.peers import PEERS
 from benchmarks.trees.plot import plot
 from benchmarks.trees.records import Result
 from benchmarks.trees.report import markdown
 from benchmarks.trees.run import Plan, run
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from outrider.runtime.durable import write_file
-from outrider.runtime.errors import EXIT_INTERRUPTED, EXIT_OK
-
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 130 where it was stopped, after what it had was written."""
     args = _parser().parse_args(arguments)
-    result = _show_progress(_plan(args), args.json)
-    _save(result, args.json)
-    print(markdown(result))
-    if result.cells and (args.out or not (result.quick or result.interrupted)):
-        _write(result, args.out or RESULTS)
-    return EXIT_INTERRUPTED if result.interrupted else EXIT_OK
+    plan = _plan(args)
+    benchmark = Benchmark(
+        name="trees",
+        result=Result,
+        steps=plan.races,
+        run=partial(run, plan),
+        markdown=markdown,
+        plot=plot,
+        settings=(plan.quick, list(plan.peers)),
+        settings_of=lambda result: (result.quick, [one.name for one in result.peers]),
+    )
+    return benchmark.carry_out(args)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -50,55 +48,10 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _save(result: Result, file: Path | None) -> None:
-    if file is not None:
-        write_file(file, msgspec.json.format(msgspec.json.encode(result)) + b"\n")
-
-
-def _stopped(file: Path | None, plan: Plan) -> Result | None:
-    """The run that a file holds, if it was stopped, and was one of this machine and for the same contenders."""
-    if file is None or not file.exists():
-        return None
-    result = msgspec.json.decode(file.read_bytes(), type=Result)
-    if not result.interrupted:
-        return None
-    here = msgspec.structs.replace(this_machine(), load=result.machine.load)
-    if (result.machine, result.quick, [one.name for one in result.peers]) != (here, plan.quick, list(plan.peers)):
-        raise SystemExit(f"{file} is a run of another machine or of other contenders: remove it, or name another file")
-    return result
-
-
-def _show_progress(plan: Plan, file: Path | None) -> Result:
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # The display must not take CPU time from the races: it is redrawn at each stage, not by a thread of its own.
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
-        task = progress.add_task("starting", total=plan.races)
-
-        def tell(what: str, races: int) -> None:
-            progress.update(task, description=what, completed=races)
-            progress.refresh()
-
-        return run(plan, tell, lambda result: _save(result, file), _stopped(file, plan))
-
-
-def _write(result: Result, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{file_name(result.machine, result.date)}-trees"
-    image = plot(result)
-    text = markdown(result, image=f"{stem}.png" if image else None)
-    write_file(folder / f"{stem}.md", text.encode())
-    if image:
-        write_file(folder / f"{stem}.png", image)
-    print(f"\n{folder / stem}.md", file=sys.stderr)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trees", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="models a and d up to batch 1024, in about 50 s")
-    whole = "write all figures as JSON, too; a run that was stopped goes on from there"
-    parser.add_argument("--json", type=Path, metavar="FILE", help=whole)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"where the report goes (default: {RESULTS.name}/)")
+    add_files(parser)
     parser.add_argument(
         "--models", nargs="+", type=_model, metavar="MODEL", help="only these models, as a, census or b7"
     )

@@ -5,26 +5,19 @@ Nothing is imported at the top that bare Python has not loaded by itself. The ch
 
 from __future__ import annotations
 
-import os
 import sys
-
-_MIB = 1024 * 1024
-
-
-def resident_mb() -> float:
-    """Resident memory of this process now, MiB."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - pathlib would be part of what is measured
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
 def _peak_mb() -> float:
     """The highest resident memory that this process has had, MiB."""
-    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - as above
+    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - as in benchmarks.shared.memory
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
 
 
 def memory(name: str, path: str, rows: str) -> dict[str, float]:
     """Import what the peer needs, load a model, and predict one row: MiB over bare Python, and over the import."""
+    from benchmarks.shared.memory import resident_mb
+
     bare = resident_mb()
     import importlib
     from pathlib import Path

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
+from benchmarks.shared.plot import Bar, Series, picture
 from benchmarks.trees.ratios import Ratio, ratios, worst
 from benchmarks.trees.records import Result
 
@@ -15,36 +14,22 @@ def plot(result: Result) -> bytes | None:
     groups = _groups(result)
     if not groups:
         return None
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     batches = sorted({ratio.batch for group in groups.values() for ratio in group})
-    width = 0.8 / len(batches)
-    figure = Figure(figsize=(max(6, 1.1 * len(groups) + 1), 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for i, batch in enumerate(batches):
-        bars = [
-            (position, ratio)
-            for position, group in enumerate(groups.values())
-            for ratio in group
-            if ratio.batch == batch
-        ]
-        places = [position + (i - (len(batches) - 1) / 2) * width for position, _ in bars]
-        label = "1 row" if batch == 1 else f"batch {batch:,}"
-        axes.bar(places, [ratio.value for _, ratio in bars], width, label=label, color=_COLOURS[i % len(_COLOURS)])
-        for place, (_, ratio) in zip(places, bars, strict=True):
-            if ratio.goal is not None:
-                axes.hlines(ratio.goal, place - width / 2, place + width / 2, color="#c0392b", linewidth=1.5)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_ylabel("times as fast as the best peer")
-    axes.set_title(f"{result.machine.cpu}, one thread, {result.date} (red: the goals)", fontsize=9)
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    series = [
+        Series(
+            "1 row" if batch == 1 else f"batch {batch:,}",
+            _COLOURS[i % len(_COLOURS)],
+            [
+                Bar(place, ratio.value, ratio.goal)
+                for place, group in enumerate(groups.values())
+                for ratio in group
+                if ratio.batch == batch
+            ],
+        )
+        for i, batch in enumerate(batches)
+    ]
+    title = f"{result.machine.cpu}, one thread, {result.date} (red: the goals)"
+    return picture(list(groups), series, title, log=True)
 
 
 def _groups(result: Result) -> dict[str, list[Ratio]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from benchmarks.shared.records import Machine, PeerInfo
 
 #: `absent`: not installed. `unsupported`: it cannot run the model. `differs`: it gives other results than the source
 #: model, so it is shown but is no rival. `own forest`: it trained one by itself.
@@ -51,26 +52,6 @@ class CaseInfo(msgspec.Struct, frozen=True, kw_only=True):
     skipped: str = ""
 
 
-class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One contender: its versions (None: not installed), and how it is called."""
-
-    name: str
-    version: str | None
-    call: str
-
-
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine, from /proc/cpuinfo, without its name; `load` is the load average before and after the run."""
-
-    cpu: str
-    cores: int
-    memory_gb: float
-    features: tuple[str, ...]
-    system: str
-    python: str
-    load: tuple[float, float] = (0.0, 0.0)
-
-
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run; `interrupted`: it was stopped by Ctrl-C and holds what there was."""
 
@@ -83,3 +64,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     cases: tuple[CaseInfo, ...]
     entries: tuple[Entry, ...]
     cells: tuple[Cell, ...]
+
+
+__all__ = ["CaseInfo", "Cell", "Entry", "Machine", "PeerInfo", "Result", "Status"]

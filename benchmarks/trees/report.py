@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
+from benchmarks.shared.report import contenders, join, machine_line, section, table
 from benchmarks.trees.peers import PEERS, is_ours
 from benchmarks.trees.ratios import (
     ARTIFACT_BYTES,
@@ -30,39 +31,22 @@ def markdown(result: Result, *, image: str | None = None) -> str:
     parts = [
         _head(result),
         f"![Ratio to the best peer]({image})" if image else "",
-        _section("Times as fast as the best peer", _ratio_table(base)),
-        _section("The worst of the random models of each shape", _ratio_table(worst(random), name_case=True)),
-        _section("Real data, and 5,000 trees", _ratio_table(others)),
-        _section("With AVX2 only: the worst of each shape", _ratio_table(_avx2(result), name_case=True)),
-        _section("Compile, size, memory", _costs(result)),
+        section("Times as fast as the best peer", _ratio_table(base)),
+        section("The worst of the random models of each shape", _ratio_table(worst(random), name_case=True)),
+        section("Real data, and 5,000 trees", _ratio_table(others)),
+        section("With AVX2 only: the worst of each shape", _ratio_table(_avx2(result), name_case=True)),
+        section("Compile, size, memory", _costs(result)),
         *(_case(result, case) for case in result.cases),
-        _section("Contenders", _contenders(result)),
+        section("Contenders", contenders(result.peers)),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned for the terminal: the first to the left, all others to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    texts = [
-        " | ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    rule = " | ".join("-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
-    return "\n".join(f"| {text} |" for text in (texts[0], rule, *texts[1:]))
+    return join(parts)
 
 
 def _head(result: Result) -> str:
-    machine = result.machine
     lines = [
         f"# Compiled forests against their peers, {result.date}",
         "",
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {' '.join(machine.features)}; "
-        f"{machine.system}; Python {machine.python}; load {machine.load[0]} before and {machine.load[1]} after.",
+        machine_line(result.machine),
         "",
         "One thread. CPU time, the lowest of all rounds of one interleaved run, each prediction called from Python on "
         "float32 rows that no model has seen, with warm caches. A ratio is the best peer's time by Outrider's.",
@@ -80,10 +64,6 @@ def _head(result: Result) -> str:
     if result.interrupted:
         lines += ["", "**The run was interrupted: this is what it had found.**"]
     return "\n".join(lines)
-
-
-def _section(title: str, text: str) -> str:
-    return f"## {title}\n\n{text}" if text else ""
 
 
 def _ratio_table(found: list[Ratio], *, name_case: bool = False) -> str:
@@ -168,7 +148,7 @@ def _case(result: Result, case: CaseInfo) -> str:
     """Every contender of one case: ns a row, lowest and median."""
     title = f"Model {case.name}: {case.description}"
     if case.skipped:
-        return _section(title, f"Skipped: {case.skipped}")
+        return section(title, f"Skipped: {case.skipped}")
     batches = sorted({cell.batch for cell in result.cells if cell.case == case.name})
     if not batches:
         return ""
@@ -185,7 +165,7 @@ def _case(result: Result, case: CaseInfo) -> str:
     ]
     text = table(["ns a row: min (median)", *(_batch(batch) for batch in batches), "results"], rows)
     left_out = [f"{e.peer}: {e.detail}" for e in entries if e.status in ("absent", "unsupported")]
-    return _section(title, text + ("\n\nNot in it: " + "; ".join(left_out) + "." if left_out else ""))
+    return section(title, text + ("\n\nNot in it: " + "; ".join(left_out) + "." if left_out else ""))
 
 
 def _times(cell: Cell | None) -> str:
@@ -201,13 +181,6 @@ def _result_note(entry: Entry) -> str:
         return "a forest of its own training"
     text = "" if entry.error is None else f"within {entry.error:.0e}"
     return f"wrong, so no rival: off by {entry.error:.1g}" if entry.status == "differs" else text
-
-
-def _contenders(result: Result) -> str:
-    return table(
-        ["name", "version", "called by"],
-        [[peer.name, peer.version or "not installed", f"`{peer.call}`"] for peer in result.peers],
-    )
 
 
 def _entry(result: Result, case: str, peer: str) -> Entry | None:

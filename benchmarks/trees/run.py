@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,16 +14,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from benchmarks.trees.machine import this_machine
+from benchmarks.shared.begin import Begin, Tell, peer_info
 from benchmarks.trees.models import Case, Spec, quiet, train
 from benchmarks.trees.peers import NotSupported, Order, Predict, peer
-from benchmarks.trees.records import CaseInfo, Cell, Entry, PeerInfo, Result
+from benchmarks.trees.records import CaseInfo, Cell, Entry, Result
 from benchmarks.trees.timing import race
 
 from outrider.runtime.errors import UnavailableError
 
-#: Told what is going on; the second argument is how many races are over.
-Tell = Callable[[str, int], None]
 Save = Callable[[Result], None]
 
 _CHECKED_ROWS = 4096
@@ -82,7 +78,7 @@ def run(plan: Plan, tell: Tell, save: Save, earlier: Result | None = None) -> Re
     After each case, what there is so far is saved. The cases of an earlier run are kept as they are.
     """
     quiet()
-    found, begin = _Found(), _Begin(time.monotonic(), os.getloadavg()[0])
+    found, begin = _Found(), Begin()
     if earlier is not None:
         found.add(earlier)
     known = {case.name for case in found.cases}
@@ -97,22 +93,12 @@ def run(plan: Plan, tell: Tell, save: Save, earlier: Result | None = None) -> Re
     return _result(plan, found, begin, interrupted=False)
 
 
-@dataclass(frozen=True)
-class _Begin:
-    """When a run began, and the load average then."""
-
-    time: float
-    load: float
-
-
-def _result(plan: Plan, found: _Found, begin: _Begin, *, interrupted: bool) -> Result:
+def _result(plan: Plan, found: _Found, begin: Begin, *, interrupted: bool) -> Result:
     return Result(
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         quick=plan.quick,
         interrupted=interrupted,
-        minutes=round(found.minutes + (time.monotonic() - begin.time) / 60, 1),
-        machine=msgspec.structs.replace(this_machine(), load=(round(begin.load, 1), round(os.getloadavg()[0], 1))),
-        peers=tuple(_peer_info(name) for name in plan.peers),
+        **begin.until_now(found.minutes),
+        peers=tuple(peer_info(name, peer(name)) for name in plan.peers),
         cases=tuple(found.cases),
         entries=tuple(found.entries),
         cells=tuple(found.cells),
@@ -214,8 +200,3 @@ def _race(case: Case, runners: dict[str, Predict], batch: int, plan: Plan) -> li
         )
         for name, timing in timings.items()
     ]
-
-
-def _peer_info(name: str) -> PeerInfo:
-    rival = peer(name)
-    return PeerInfo(name=name, version=rival.version(), call=rival.call)

@@ -21,7 +21,8 @@ from benchmarks.networks.plot import plot
 from benchmarks.networks.records import Candidate, Cell, Entry, Machine, NetInfo, Peak, PeerInfo, Result
 from benchmarks.networks.report import markdown
 from benchmarks.networks.run import Plan, close_enough, relative_error
-from benchmarks.networks.timing import MIN_ROUNDS, Contender, race
+from benchmarks.networks.timing import Contender, race
+from benchmarks.shared.rounds import MIN_ROUNDS
 
 ROOT = Path(__file__).parents[2]
 

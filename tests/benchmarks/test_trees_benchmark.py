@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from benchmarks.shared.begin import Tell
+from benchmarks.shared.machine import describe, file_name
+from benchmarks.shared.report import table
+from benchmarks.shared.rounds import MIN_ROUNDS
 from benchmarks.trees import run
-from benchmarks.trees.machine import describe, file_name
 from benchmarks.trees.models import SHAPES, Spec, random_spec, specs
 from benchmarks.trees.peers import PEERS, is_ours, peer
 from benchmarks.trees.plot import plot
 from benchmarks.trees.ratios import GOALS, GOALS_AVX2, best_rival, goal, ratios, worst
 from benchmarks.trees.records import CaseInfo, Cell, Entry, Machine, PeerInfo, Result
-from benchmarks.trees.report import markdown, table
-from benchmarks.trees.run import Plan, Tell, compare
-from benchmarks.trees.timing import MIN_ROUNDS, race
+from benchmarks.trees.report import markdown
+from benchmarks.trees.run import Plan, compare
+from benchmarks.trees.timing import race
 
 ROOT = Path(__file__).parents[2]
 _CPUINFO = """processor\t: 0
@@ -202,6 +206,15 @@ def test_tables_are_aligned() -> None:
         "| xx |  1 |",
         "| y  | 22 |",
     ]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/*.md")), ids=lambda path: path.stem)
+def test_the_tables_of_stored_reports_come_out_the_same(path: Path) -> None:
+    blocks = [block.splitlines() for block in path.read_text("utf-8").split("\n\n") if block.startswith("| ")]
+    assert blocks
+    for lines in blocks:
+        head, _, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
+        assert table(head, rows).splitlines() == lines
 
 
 def test_the_plot_is_a_png() -> None:

@@ -7,7 +7,7 @@ library meets another, a crash is one peer's outcome, and memory is a fresh proc
 from __future__ import annotations
 
 import pkgutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 from benchmarks.networks.records import Candidate
+from benchmarks.shared.peers import Contender, NotSupported, is_ours
 
 #: One call: input name -> array with a batch axis of 1, to the outputs in the order of the net.
 Call = Callable[[Mapping[str, Any]], Sequence[Any]]
@@ -36,10 +37,6 @@ PEERS: dict[str, str] = {
 }
 #: Those that a quick run leaves out: they take long to make their code, or to run it.
 SLOW = ("torch-compile", "tvm-default")
-
-
-class NotSupported(Exception):  # an outcome to show, not an error
-    """The peer cannot run this net; the message says why."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,18 +74,14 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...] = ()
 
 
-class Peer(ABC):
+class Peer(Contender):
     """One way to run a network.
 
-    `packages` are the distributions that make and run it, whose versions are shown; where one is not installed the
-    peer does not take part. `engine` are those needed to run it. `modules` is what a process imports before it can
-    load a net; `call` says how one prediction is called.
+    `packages` make and run it; where one is not installed the peer does not take part. `engine` are those needed to
+    run it.
     """
 
-    packages: ClassVar[tuple[str, ...]]
     engine: ClassVar[tuple[str, ...]]
-    modules: ClassVar[tuple[str, ...]]
-    call: ClassVar[str]
     precision: ClassVar[Precision] = "fp32"
     #: Whether it is one of the backends that an artifact can be held against; the others are shown beside.
     backend: ClassVar[bool] = True
@@ -109,24 +102,11 @@ class Peer(ABC):
         """The record of these files, the first of which is loaded."""
         return Made(path=str(files[0]), file_bytes=sum(file.stat().st_size for file in files), engine=self.engine)
 
-    @classmethod
-    def version(cls) -> str | None:
-        """The versions of its packages; None where one is not installed."""
-        try:
-            return ", ".join(f"{package} {metadata.version(package)}" for package in cls.packages)
-        except metadata.PackageNotFoundError:
-            return None
-
 
 def peer(name: str) -> Peer:
     """The peer of that name, made anew."""
     made: Peer = pkgutil.resolve_name(PEERS[name])()
     return made
-
-
-def is_ours(name: str) -> bool:
-    """Whether a name of the table is Outrider's."""
-    return name.startswith("outrider")
 
 
 def installed_bytes(distribution: str) -> int | None:
@@ -137,3 +117,18 @@ def installed_bytes(distribution: str) -> int | None:
         return None
     paths = [Path(str(file.locate())) for file in files if file.suffix != ".pyc"]
     return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+__all__ = [
+    "PEERS",
+    "SLOW",
+    "Call",
+    "Made",
+    "NotSupported",
+    "Order",
+    "Peer",
+    "Precision",
+    "installed_bytes",
+    "is_ours",
+    "peer",
+]

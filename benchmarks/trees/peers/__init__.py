@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pkgutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.shared.peers import Contender, NotSupported, is_ours
 
 if TYPE_CHECKING:  # a fresh process, whose memory is measured, must not import what it does not need
     from benchmarks.trees.models import Case
@@ -30,10 +31,6 @@ PEERS: dict[str, str] = {
 }
 
 
-class NotSupported(Exception):  # an outcome to show, not an error
-    """The peer cannot run this model; the message says why."""
-
-
 @dataclass(frozen=True)
 class Order:
     """What a peer is asked to make its file of, where to put it, and how long that may take."""
@@ -43,16 +40,12 @@ class Order:
     patience_s: float
 
 
-class Peer(ABC):
+class Peer(Contender):
     """One way to run a forest, on one thread.
 
-    `packages` are the distributions whose versions are shown, the first one decides whether the peer is installed;
-    `modules` is what a process imports before it can load a model; `call` says how one prediction is called.
+    Where one of `packages` is not installed, the peer does not take part.
     """
 
-    packages: ClassVar[tuple[str, ...]]
-    modules: ClassVar[tuple[str, ...]]
-    call: ClassVar[str]
     #: False where the peer trains a forest of its own: its results are not compared with the source's.
     same_model: bool = True
     #: Set by `export` where it measures the making itself; otherwise it is timed from outside.
@@ -73,14 +66,6 @@ class Peer(ABC):
         """What was chosen for the model opened last, where the peer has a choice."""
         return ""
 
-    @classmethod
-    def version(cls) -> str | None:
-        """The versions of its packages; None where one is not installed."""
-        try:
-            return ", ".join(f"{package} {metadata.version(package)}" for package in cls.packages)
-        except metadata.PackageNotFoundError:
-            return None
-
 
 def peer(name: str) -> Peer:
     """The peer of that name, made anew."""
@@ -88,6 +73,4 @@ def peer(name: str) -> Peer:
     return made
 
 
-def is_ours(name: str) -> bool:
-    """Whether a name of the table is Outrider's."""
-    return name.startswith("outrider")
+__all__ = ["PEERS", "NotSupported", "Order", "Peer", "Predict", "is_ours", "peer"]

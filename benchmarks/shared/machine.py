@@ -7,7 +7,7 @@ import platform
 import re
 from pathlib import Path
 
-from benchmarks.trees.records import Machine
+from benchmarks.shared.records import Machine
 
 _SHOWN = ("avx2", "avx512f", "avx512bw", "avx512vbmi", "avx512_vbmi2", "avx512_vnni", "gfni", "asimd", "sve")
 
