@@ -7,8 +7,6 @@ from benchmarks.networks.peers import PEERS, SLOW, is_ours
 from benchmarks.networks.records import Cell, Entry, NetInfo, Result
 from benchmarks.shared.report import contenders, join, machine_line, section, table
 
-_PEAK_OF = {"fp32": "fp32", "int8": "int8"}
-
 
 def markdown(result: Result, *, image: str | None = None) -> str:
     """The whole report."""
@@ -25,8 +23,7 @@ def markdown(result: Result, *, image: str | None = None) -> str:
 
 def peak(result: Result, precision: str) -> float | None:
     """The core's peak that a precision is held against, in billions of operations a second."""
-    name = _PEAK_OF.get(precision)
-    return next((one.gops for one in result.peaks if one.name == name), None)
+    return next((one.gops for one in result.peaks if one.name == precision), None)
 
 
 def _head(result: Result) -> str:

@@ -104,14 +104,15 @@ def _run_net(name: str, plan: Plan, tell: Callable[[str], None]) -> _Found:
     except OutriderError as e:
         return _Found(nets=[NetInfo(name=name, description="", skipped=str(e))])
     reference = [np.concatenate(column) for column in zip(*subject.reference(), strict=True)]
-    found = _Found(nets=[_info(subject, reference)])
+    info = _info(subject, reference)
+    found = _Found(nets=[info])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outrider-bench-")))
         order = _order(subject, folder, plan)
         children: dict[str, Child] = {}
         for peer_name in plan.peers:
             tell(f"{name}: {peer_name} makes and loads it")
-            entry, child = _enter(peer_name, order, subject, reference, plan)
+            entry, child = _enter(peer_name, order, subject, reference, info.base_accuracy, plan)
             found.entries.append(entry)
             if child is not None:
                 children[peer_name] = stack.enter_context(child)
@@ -154,7 +155,9 @@ def _order(subject: Net, folder: Path, plan: Plan) -> Order:
     )
 
 
-def _enter(name: str, order: Order, subject: Net, reference: list[Any], plan: Plan) -> tuple[Entry, Child | None]:
+def _enter(
+    name: str, order: Order, subject: Net, reference: list[Any], base_accuracy: float | None, plan: Plan
+) -> tuple[Entry, Child | None]:
     """Let one peer make its file and load it, and check its outputs."""
     rival = peer(name)
     blank = Entry(net=order.net, peer=name, precision=rival.precision, status="absent", detail="not installed")
@@ -188,8 +191,7 @@ def _enter(name: str, order: Order, subject: Net, reference: list[Any], plan: Pl
         accuracy=_accuracy(subject, results),
         candidates=made.candidates,
     )
-    base = _accuracy(subject, reference)
-    return (entry if close_enough(entry, base) else msgspec.structs.replace(entry, status="differs")), child
+    return (entry if close_enough(entry, base_accuracy) else msgspec.structs.replace(entry, status="differs")), child
 
 
 def relative_error(found: Sequence[Any], wanted: Sequence[Any]) -> float:

@@ -72,9 +72,9 @@ def _race(answers: object, name: str, order_file: str, path: str, inputs: str, o
     first = {key: np.ascontiguousarray(loaded[key][:1]) for key in order.shapes}
     call(first)
     resident = resident_mb() - bare
-    whole = {key: loaded[key] for key in order.shapes}
-    count = len(next(iter(whole.values())))
-    feeds = [{key: np.ascontiguousarray(array[i : i + 1]) for key, array in whole.items()} for i in range(count)]
+    from benchmarks.networks.samples import one_by_one
+
+    feeds = list(one_by_one({key: loaded[key] for key in order.shapes}))
     results = [[np.array(one) for one in call(feed)] for feed in feeds]
     np.savez(outputs, *(np.concatenate(column) for column in zip(*results, strict=True)))
     _answer(answers, {"rss_mb": resident})
@@ -85,7 +85,7 @@ def _race(answers: object, name: str, order_file: str, path: str, inputs: str, o
             _answer(answers, {"overhead_us": rival.overhead_us(feeds[0])})
             continue
         number = asked.get("loop") or asked["calls"]
-        chosen = [feeds[(position + i) % count] for i in range(number)]
+        chosen = [feeds[(position + i) % len(feeds)] for i in range(number)]
         position += number
         if "loop" in asked:
             start = time.process_time_ns()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import logging
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from benchmarks.networks.samples import one_by_one
 from numpy.typing import NDArray
 
 from outrider.runtime.durable import write_file
@@ -64,8 +67,7 @@ class Net:
     def calls(self, feeds: Feeds | None = None) -> list[dict[str, Array]]:
         """The held-out samples (or `feeds`) one by one, each with a batch axis of 1."""
         chosen = self.held_out if feeds is None else feeds
-        count = len(next(iter(chosen.values())))
-        return [{name: np.ascontiguousarray(array[i : i + 1]) for name, array in chosen.items()} for i in range(count)]
+        return list(one_by_one(chosen))
 
     def torch_module(self) -> torch.nn.Module:
         """The module, in eval mode. Raises UnavailableError where the net comes as an ONNX file only."""
@@ -140,9 +142,9 @@ class Defined(Source):
             module.eval()
             data = self._export(module, samples)
         stem.parent.mkdir(parents=True, exist_ok=True)
-        parameters = _file(stem, "pt").with_suffix(".new")
+        parameters = io.BytesIO()
         torch.save(module.state_dict(), parameters)
-        parameters.replace(_file(stem, "pt"))
+        write_file(_file(stem, "pt"), parameters.getvalue())
         write_file(_file(stem, "onnx"), data)
 
     def _load(self, path: Path) -> torch.nn.Module:
@@ -214,19 +216,17 @@ def pictures(count: int, channels: int, side: int, seed: int) -> NDArray[np.floa
     return ((total - mean) / deviation).astype(np.float32)
 
 
-class one_thread:  # noqa: N801 - reads as the function it is used as
+@contextmanager
+def one_thread() -> Iterator[None]:
     """Within it, torch runs on one thread, and so gives the same results whatever the machine's number of cores."""
+    import torch
 
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _file(stem: Path, suffix: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,18 +73,14 @@ class OnnxRuntimeInt8(OnnxRuntime):
 def _reader(order: Order) -> Any:
     """The calibration, one sample after the other."""
     import numpy as np
+    from benchmarks.networks.samples import one_by_one
     from onnxruntime.quantization import CalibrationDataReader
 
     arrays = np.load(order.calibration)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._samples = self._all()
-
-        def _all(self) -> Iterator[dict[str, Any]]:
-            loaded = {name: arrays[name] for name in order.shapes}
-            for i in range(len(next(iter(loaded.values())))):
-                yield {name: array[i : i + 1] for name, array in loaded.items()}
+            self._samples = one_by_one({name: arrays[name] for name in order.shapes})
 
         def get_next(self) -> dict[str, Any] | None:
             return next(self._samples, None)

@@ -67,16 +67,15 @@ class OpenVinoInt8(OpenVino):
         import nncf
         import numpy as np
         import openvino as ov
+        from benchmarks.networks.samples import one_by_one
 
         nncf.set_log_level(logging.ERROR)
         arrays = np.load(order.calibration)
-        loaded = {name: arrays[name] for name in order.shapes}
-        count = len(next(iter(loaded.values())))
-        samples = [{name: array[i : i + 1] for name, array in loaded.items()} for i in range(count)]
+        samples = list(one_by_one({name: arrays[name] for name in order.shapes}))
         model = nncf.quantize(
             self._converted(order),
             nncf.Dataset(samples),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=count,
+            subset_size=len(samples),
         )
         return self._save(model, order, ov)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,15 +37,13 @@ class Outrider(Peer):
 
         out = Path(order.folder) / "host.orb"
         arrays = np.load(order.calibration)
-        wanted: dict[str, Any] = {
+        options: dict[str, Any] = {
             "calibration": {name: arrays[name] for name in arrays.files},
             "goals": [_ACCURACY] if order.has_labels and self.allowed is None else [],
             "precisions": self.allowed,
             "shapes": order.shapes,
             "tune_budget_s": order.tune_s,
         }
-        known = inspect.signature(compile_model).parameters
-        options = {name: value for name, value in wanted.items() if name in known}
         seconds = []
         for _ in range(2 if order.again else 1):
             start = time.perf_counter()
