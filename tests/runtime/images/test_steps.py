@@ -189,5 +189,6 @@ def test_suppression_is_that_of_a_slow_one(rows: list[Any], threshold: float, aw
     table = np.array(rows, np.float64).reshape(-1, 6)
     boxes, scores = table[:, :4], table[:, 4] / 4
     classes = table[:, 5].astype(np.int64) if aware else None
-    kept = suppress(boxes, scores, classes, threshold, most)
+    order = np.argsort(-scores, kind="stable")
+    kept = order[suppress(boxes[order], None if classes is None else classes[order], threshold, most)]
     assert kept.tolist() == slow(boxes, scores, classes, threshold, most)

@@ -11,7 +11,7 @@ import msgspec
 from outrider.runtime.bundle.archive import check_path
 from outrider.runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, Signature, TensorSpec
 from outrider.runtime.errors import BadBundleError, BundleTooLargeError, UnknownSchemaError
-from outrider.runtime.images.check import contradiction, image_spec
+from outrider.runtime.images.check import contradiction, image_spec, images_a_call
 
 MAX_MANIFEST_BYTES = 4 << 20
 _ROW_BY_ROW = ("native", "wasm")  # formats of artifacts that are given rows as bare memory
@@ -165,8 +165,8 @@ def _check_golden(manifest: Manifest, files: dict[str, FileEntry]) -> None:
     known = {spec.name for spec in signature.outputs}
     _require(bool(golden.outputs) and set(golden.outputs) <= known, "golden outputs are not the model's outputs")
     if manifest.images is not None:
-        shape = image_spec(manifest.images, signature).shape
-        images = golden.rows * (1 if signature.batched or len(shape) == 3 else shape[0] or 1)
+        together = images_a_call(image_spec(manifest.images, signature), manifest.images)
+        images = golden.rows * (1 if signature.batched else together or 1)
         places = all(re.fullmatch("0|[1-9][0-9]{0,8}", place) and int(place) < images for place in golden.raw)
         _require(places, "the golden raw images are not places among the golden inputs")
     else:

@@ -47,4 +47,4 @@ def _kept(step: Boxes, found: Candidates) -> NDArray[np.intp]:
     if step.iou_threshold is None:
         return np.arange(min(len(found.scores), step.max_detections))
     classes = found.classes if step.class_aware else None
-    return suppress(found.boxes, found.scores, classes, step.iou_threshold, step.max_detections)
+    return suppress(found.boxes, classes, step.iou_threshold, step.max_detections)

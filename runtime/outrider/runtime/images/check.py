@@ -26,6 +26,11 @@ def image_spec(plan: ImagePlan, signature: Signature) -> TensorSpec:
     return next(spec for spec in signature.inputs if spec.name == plan.input)
 
 
+def images_a_call(image: TensorSpec, plan: ImagePlan) -> int | None:
+    """How many images the input takes in a call; None: that size is free."""
+    return image.shape[0] if len(image.shape) > len(plan.shape) else 1
+
+
 def counts_images(spec: TensorSpec, image: TensorSpec, plan: ImagePlan) -> bool:
     """Whether axis 0 of an output counts the images of a call; otherwise the output belongs to the call as a whole."""
     counted = len(image.shape) == len(plan.shape) + 1
@@ -65,13 +70,10 @@ def _input(plan: ImagePlan, spec: TensorSpec, signature: Signature) -> Iterator[
     wanted = f"{spec.dtype} {_show(spec.shape)}"
     message = f"the image plan gives {given}; the input {spec.name!r} takes {wanted}"
     shape = spec.shape if len(spec.shape) == len(plan.shape) and not signature.batched else spec.shape[1:]
-    fits = len(shape) == len(plan.shape) and all(
-        size in (None, made) for size, made in zip(shape, plan.shape, strict=True)
-    )
-    if spec.dtype != plan.dtype or not fits:
+    if spec.dtype != plan.dtype or not _matches(shape, plan.shape):
         yield message
         return
-    together = spec.shape[0] if len(spec.shape) > len(plan.shape) else 1
+    together = images_a_call(spec, plan)
     if together is not None and together > 1:
         for output in signature.outputs:
             if not counts_images(output, spec, plan):

@@ -17,6 +17,7 @@ from outrider.runtime.images.resize import resize
 
 Array = NDArray[Any]
 Image = NDArray[np.uint8]
+_Linear = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 MAX_SIDE = 1 << 16  # pixels; beyond, an image is taken for a mistake
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B, by ITU-R BT.601
@@ -42,7 +43,8 @@ def prepare(plan: ImagePlan, images: Any) -> Prepared:
     """
     given = as_images(images)
     tensor = np.empty((len(given), *plan.shape), plan.dtype)
-    placements = tuple(_prepare_one(plan, image, into) for image, into in zip(given, tensor, strict=True))
+    linear = _linear(plan)
+    placements = tuple(_prepare_one(plan, linear, image, into) for image, into in zip(given, tensor, strict=True))
     return Prepared(tensor, placements)
 
 
@@ -69,7 +71,7 @@ def _checked(image: Any) -> Image:
     return image
 
 
-def _prepare_one(plan: ImagePlan, image: Image, into: Array) -> Placement:
+def _prepare_one(plan: ImagePlan, linear: _Linear, image: Image, into: Array) -> Placement:
     """Write the image to `into`, of the plan's shape and dtype."""
     height, width = image.shape[:2]
     placed = place(plan, height, width)
@@ -82,8 +84,8 @@ def _prepare_one(plan: ImagePlan, image: Image, into: Array) -> Placement:
     tall, wide = resized.shape[1:]
     inside = planes[:, top : top + tall, left : left + wide]
     if inside.shape != planes.shape:
-        planes[:] = _finish(plan, np.full((1, 1, 1), plan.pad, np.float32))
-    inside[:] = _finish(plan, resized)
+        planes[:] = _finish(plan, linear, np.full((1, 1, 1), plan.pad, np.float32))
+    inside[:] = _finish(plan, linear, resized)
     return placed
 
 
@@ -106,9 +108,9 @@ def _in_channels(plan: ImagePlan, image: Image) -> Array:
     return np.asarray((red + green + blue)[:, :, None])
 
 
-def _finish(plan: ImagePlan, pixels: NDArray[np.float32]) -> Array:
+def _finish(plan: ImagePlan, linear: _Linear, pixels: NDArray[np.float32]) -> Array:
     """Pixels [3 or 1, …] as values of the tensor: a multiplication, an addition, and rounding for integers."""
-    factors, offsets = _linear(plan)
+    factors, offsets = linear
     values = np.empty((plan.channels, *pixels.shape[1:]), np.float32)
     for channel, plane in enumerate(_CHANNELS[plan.colour]):
         np.multiply(pixels[plane if len(pixels) == 3 else 0], factors[channel], out=values[channel])
@@ -119,7 +121,7 @@ def _finish(plan: ImagePlan, pixels: NDArray[np.float32]) -> Array:
     return np.clip(np.rint(values), limits.min, limits.max)
 
 
-def _linear(plan: ImagePlan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _linear(plan: ImagePlan) -> _Linear:
     """(pixel * scale - mean) / std as pixel * factor + offset, a channel: float32 [c] each."""
     default = 1 / 255 if plan.dtype in ("float32", "float16") else 1.0
     scale = default if plan.scale is None else plan.scale

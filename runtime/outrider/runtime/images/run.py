@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from outrider.runtime.bundle.manifest import Manifest
 from outrider.runtime.errors import BadDataError
 from outrider.runtime.images import STEPS
-from outrider.runtime.images.check import counts_images, image_spec
+from outrider.runtime.images.check import counts_images, image_spec, images_a_call
 from outrider.runtime.images.placement import Placement
 from outrider.runtime.images.plan import Boxes, ImagePlan, Label, Postprocess, TopK, kind_of
 from outrider.runtime.images.preparation import Prepared, prepare
@@ -36,6 +37,8 @@ class ImageModel:
         self.steps: tuple[Postprocess, ...] = manifest.postprocess
         self._signature, self._run = manifest.signature, run
         self._spec = image_spec(self.plan, self._signature)
+        outputs = self._signature.outputs
+        self._counted = {spec.name for spec in outputs if counts_images(spec, self._spec, self.plan)}
 
     def prepare(self, images: Any) -> Prepared:
         """The images as the model takes them (`outrider.runtime.images.prepare`). Raises BadDataError."""
@@ -70,16 +73,15 @@ class ImageModel:
         """How many of `count` images a call takes, or as many as the model insists on."""
         if self._signature.batched:
             return count
-        return (self._spec.shape[0] or 1) if len(self._spec.shape) == 4 else 1
+        return images_a_call(self._spec, self.plan) or 1
 
     def _call(self, ready: Prepared) -> list[ImageResult]:
         count = len(ready.tensor)
         outputs = self._run({self._spec.name: self._tensor(ready.tensor)})
-        counted = {spec.name for spec in self._signature.outputs if counts_images(spec, self._spec, self.plan)}
         return [
             postprocess(
                 self.steps,
-                {name: array[i] if name in counted else array for name, array in outputs.items()},
+                {name: array[i] if name in self._counted else array for name, array in outputs.items()},
                 ready.placements[i],
                 self._signature.class_labels,
             )
@@ -109,8 +111,14 @@ def postprocess(
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out where it matters
         for step in steps:
             try:
-                result = pkgutil.resolve_name(STEPS[kind_of(step)])(step, result, labels)
+                result = _step(kind_of(step))(step, result, labels)
             except (KeyError, IndexError, ValueError) as e:
                 shapes = ", ".join(f"{name} {array.shape}" for name, array in result.outputs.items())
                 raise BadDataError(f"the step {kind_of(step)!r} does not fit the outputs: {shapes}") from e
     return result
+
+
+@cache
+def _step(kind: str) -> Callable[[Any, ImageResult, tuple[Label, ...]], ImageResult]:
+    apply: Callable[[Any, ImageResult, tuple[Label, ...]], ImageResult] = pkgutil.resolve_name(STEPS[kind])
+    return apply
