@@ -79,38 +79,20 @@ def _trials(stored: list[dict[str, Any]] | None) -> tuple[ArtifactTrial, ...]:
 
 
 def _device_info(row: DeviceRow, active: BundleRef | None, trials: tuple[ArtifactTrial, ...]) -> DeviceInfo:
-    return DeviceInfo(
-        id=row.id,
-        tenant=row.tenant,
-        name=row.name,
-        group=row.group,
+    return _same_fields(
+        row,
+        DeviceInfo,
         target=msgspec.convert(row.target, Target),
-        created=row.created,
-        online=row.online,
-        last_seen=row.last_seen,
-        boot_id=row.boot_id,
-        revision_desired=row.revision_desired,
-        revision_reported=row.revision_reported,
         active=active,
         reported=None if row.reported is None else msgspec.convert(row.reported, Reported),
-        flagged=row.flagged,
         trials=trials,
     )
 
 
 def bundle_info(row: BundleRow) -> BundleInfo:
     """A bundle with the ids of the keys that signed it."""
-    return BundleInfo(
-        sha256=row.sha256,
-        size=row.size,
-        name=row.name,
-        version=row.version,
-        target=row.target,
-        release=row.release,
-        run_id=row.run_id,
-        signed_by=tuple(signature.keyid for signature in decode_envelope(row.envelope.encode()).signatures),
-        created=row.created,
-    )
+    signatures = decode_envelope(row.envelope.encode()).signatures
+    return _same_fields(row, BundleInfo, signed_by=tuple(signature.keyid for signature in signatures))
 
 
 def release_infos(session: Session, rows: list[ReleaseRow]) -> list[ReleaseInfo]:
@@ -118,16 +100,7 @@ def release_infos(session: Session, rows: list[ReleaseRow]) -> list[ReleaseInfo]
     bundles: dict[int, list[BundleInfo]] = {row.number: [] for row in rows}
     for bundle in session.scalars(select(BundleRow).where(BundleRow.release.in_(bundles)).order_by(BundleRow.target)):
         bundles[bundle.release].append(bundle_info(bundle))
-    return [
-        ReleaseInfo(
-            number=row.number,
-            name=row.name,
-            version=row.version,
-            created=row.created,
-            bundles=tuple(bundles[row.number]),
-        )
-        for row in rows
-    ]
+    return [_same_fields(row, ReleaseInfo, bundles=tuple(bundles[row.number])) for row in rows]
 
 
 def rollout_infos(session: Session, rows: list[RolloutRow], *, deployments: bool = False) -> list[RolloutInfo]:

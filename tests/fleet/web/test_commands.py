@@ -15,7 +15,7 @@ from outrider.fleet.cli.fleet import main as fleet_main
 from outrider.fleet.cli.publish import main as publish_main
 from outrider.fleet.cli.publish import signature
 from outrider.fleet.db import DeploymentRow, DeviceRow
-from outrider.runtime.bundle import GoalRecord
+from outrider.runtime.bundle import GoalRecord, open_bundle
 from outrider.runtime.cli import main
 from outrider.runtime.errors import (
     BadDataError,
@@ -284,14 +284,14 @@ def test_publishing_without_signature_or_key(web: Any, make_bundle: Callable[...
 
 def test_a_stale_or_foreign_signature_is_replaced(web: Any, make_bundle: Callable[..., Path]) -> None:
     path = make_bundle()
-    first = signature(path, web.publisher)
-    assert signature(path, web.publisher) == first
-    assert signature(path, None) == first
-    foreign = signature(path, generate_key())
+    first = signature(open_bundle(path), web.publisher)
+    assert signature(open_bundle(path), web.publisher) == first
+    assert signature(open_bundle(path), None) == first
+    foreign = signature(open_bundle(path), generate_key())
     assert foreign != first
-    assert signature(path, web.publisher) == first
+    assert signature(open_bundle(path), web.publisher) == first
     make_bundle(artifact=b"rebuilt")
-    assert signature(path, web.publisher) != first
+    assert signature(open_bundle(path), web.publisher) != first
     assert signature_path(path).exists()
 
 

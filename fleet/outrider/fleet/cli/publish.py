@@ -10,7 +10,7 @@ from rich.console import Console
 
 from outrider.runtime.api_client.connect import connect, connection_options
 from outrider.runtime.arguments import Parser
-from outrider.runtime.bundle import open_bundle
+from outrider.runtime.bundle import Bundle, open_bundle
 from outrider.runtime.errors import EXIT_OK, DigestMismatchError, GoalUnmetError, TrustError, UnsignedError
 from outrider.runtime.trust import (
     BUNDLE_TYPE,
@@ -35,9 +35,10 @@ def main(argv: Sequence[str]) -> int:
     console = Console(highlight=False)
     status = Console(stderr=True).status if sys.stderr.isatty() else None
     for path in arguments.bundle:
+        bundle = open_bundle(path)
         if not arguments.unmet:
-            refuse_unmet(path)
-        envelope = signature(path, key)
+            refuse_unmet(bundle)
+        envelope = signature(bundle, key)
         if status is not None:
             with status(f"publishing {path.name}"):
                 info = client.publish_bundle(path, encode_envelope(envelope))
@@ -50,36 +51,35 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def refuse_unmet(path: Path) -> None:
+def refuse_unmet(bundle: Bundle) -> None:
     """Raises GoalUnmetError for a bundle of the candidate that came closest to goals which none met."""
-    missed = [goal.text for goal in open_bundle(path).manifest.goals if goal.met is False]
+    missed = [goal.text for goal in bundle.manifest.goals if goal.met is False]
     if missed:
         raise GoalUnmetError(
-            f"{path} does not meet the goals that it was compiled for: {', '.join(missed)}",
+            f"{bundle.path} does not meet the goals that it was compiled for: {', '.join(missed)}",
             hint="--unmet publishes it all the same",
         )
 
 
-def signature(path: Path, key: PrivateKey | None) -> Envelope:
+def signature(bundle: Bundle, key: PrivateKey | None) -> Envelope:
     """The bundle's signature: the one beside it where it holds (by `key`, if given), else a new one by `key`.
 
     An unsigned bundle is signed by the default key where no other is given. Raises UnsignedError where there is none.
     """
-    bundle = open_bundle(path)
-    beside = signature_path(path)
+    beside = signature_path(bundle.path)
     if beside.exists():
         envelope = decode_envelope(beside.read_bytes())
         if key is None:
             return envelope
         try:
-            verify_bundle(path, TrustStore({BUNDLE_TYPE: [key.public]}), envelope)
+            verify_bundle(bundle.path, TrustStore({BUNDLE_TYPE: [key.public]}), envelope)
         except (TrustError, DigestMismatchError):
             pass  # by another key, or over an earlier build of the file
         else:
             return envelope
-    key = key or _default_key(path)
+    key = key or _default_key(bundle.path)
     manifest = bundle.manifest
-    return sign_bundle(path, name=manifest.name, version=manifest.version, target=manifest.target, key=key)
+    return sign_bundle(bundle.path, name=manifest.name, version=manifest.version, target=manifest.target, key=key)
 
 
 def _default_key(bundle: Path) -> PrivateKey:
