@@ -64,7 +64,7 @@ class Setback:
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A probe that passed, and what it found of each of several artifacts."""
+    """A probe that passed, and what it found of each artifact, where there are several."""
 
     trials: tuple[ArtifactTrial, ...]
 
@@ -201,7 +201,7 @@ class Installation:
             return False
         if not result.passed:
             return Setback(reason=result.reason, detail=result.detail, trials=result.trials)
-        return Tried(trials=result.trials) if result.trials else True
+        return Tried(trials=result.trials)
 
     def _swap(self, deployment: Deployment) -> bool | Setback:
         self._store.slots.swap(self._slot, deployment.wanted.bundle, deployment.fallback)

@@ -29,7 +29,7 @@ from outrider.runtime.bundle import read_manifest
 from outrider.runtime.choice import fastest
 from outrider.runtime.engines import available
 from outrider.runtime.errors import EngineMissingError, OutriderError, StorageError, TargetMismatchError, TrustError
-from outrider.runtime.messages import MAX_TRIALS, TRIAL_DETAIL_CHARS, ArtifactTrial, Health
+from outrider.runtime.messages import LABEL_CHARS, MAX_TRIALS, TRIAL_DETAIL_CHARS, ArtifactTrial, Health
 from outrider.runtime.probe import host_target
 
 PROBE_DEADLINE_S = 120.0
@@ -44,7 +44,6 @@ LEAST_S = 15.0
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _STDERR_CHARS = 400
-_LABEL_CHARS = 128
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +141,7 @@ def _decide(found: dict[str, ProbeResult]) -> ProbeResult:
 
 def _trial(candidate: str, result: ProbeResult) -> ArtifactTrial:
     return ArtifactTrial(
-        candidate=candidate[:_LABEL_CHARS],
+        candidate=candidate[:LABEL_CHARS],
         passed=result.passed,
         p50_ms=result.p50_ms,
         p99_ms=result.p99_ms,

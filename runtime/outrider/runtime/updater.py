@@ -322,8 +322,7 @@ def _succeeded(old: Deployment, event: Succeeded) -> Deployment:
         return _finish(replace(old, undo=None), old.undo.outcome, old.undo.reason, old.undo.detail)
     if old.state == "SOAKING":
         return replace(old, until=event.now + old.wanted.health.soak_s)
-    entered = _enter(old, _WORK[old.state][1], event.now, event.wall)
-    return replace(entered, trials=event.trials) if event.action == "probe" else entered
+    return _with_trials(_enter(old, _WORK[old.state][1], event.now, event.wall), event)
 
 
 def _failed(old: Deployment, event: Failed) -> Deployment:
@@ -339,8 +338,12 @@ def _failed(old: Deployment, event: Failed) -> Deployment:
     outcome: Outcome = "REJECTED" if event.action in _DECLINING or event.reason == "disk" else "FAILED"
     if event.action == "swap":  # the link may have been changed or not
         return _take_back(old, Undo(outcome=outcome, reason=event.reason, detail=event.detail))
-    found = replace(old, trials=event.trials) if event.action == "probe" else old
-    return _finish(found, outcome, event.reason, event.detail)
+    return _finish(_with_trials(old, event), outcome, event.reason, event.detail)
+
+
+def _with_trials(deployment: Deployment, event: Succeeded | Failed) -> Deployment:
+    """The record with what a probe found."""
+    return replace(deployment, trials=event.trials) if event.action == "probe" else deployment
 
 
 def _health_failed(old: Deployment, event: HealthFailed) -> Deployment:

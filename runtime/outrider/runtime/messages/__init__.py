@@ -14,6 +14,7 @@ import msgspec
 from outrider.runtime.errors import BadMessageError
 from outrider.runtime.messages.payloads import (
     BLOCK_BYTES,
+    LABEL_CHARS,
     MAX_DESIRED_BYTES,
     MAX_TRIALS,
     TERMINAL_STATES,
@@ -96,6 +97,7 @@ __all__ = [
     "BLOCK_BYTES",
     "EPOCH_TOPIC",
     "KINDS",
+    "LABEL_CHARS",
     "MAX_DESIRED_BYTES",
     "MAX_TRIALS",
     "ROOT",

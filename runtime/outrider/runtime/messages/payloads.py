@@ -23,7 +23,8 @@ MAX_DESIRED_BYTES = 8 * 1024
 MAX_SLOTS = 64
 MAX_TRIALS = 32
 TRIAL_DETAIL_CHARS = 256
-Label = Annotated[str, Meta(max_length=128)]
+LABEL_CHARS = 128
+Label = Annotated[str, Meta(max_length=LABEL_CHARS)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Version = Literal[1]
 
