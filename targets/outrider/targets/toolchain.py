@@ -42,7 +42,7 @@ WASM_FLAGS = (
     *(*_C_FLAGS, *_LINK_FLAGS),
     *("-Wl,--no-entry", "-Wl,--export-dynamic", "-Wl,--export=__heap_base", "-Wl,-z,stack-size=1048576"),
 )
-LINK_FLAGS = ("-shared", "-fPIC", "-s", "-lm", "-Wl,--as-needed", "-Wl,--build-id=none")
+OBJECTS_FLAGS = ("-shared", "-fPIC", "-s", "-lm", "-Wl,--as-needed", "-Wl,--build-id=none")
 PROGRAM_FLAGS = ("-O2", "-std=gnu11", "-s", "-Wl,--build-id=none", "-Wl,--export-dynamic")
 
 
@@ -78,11 +78,7 @@ def link_shared(objects: Mapping[str, bytes], target: Target) -> bytes:
     What they leave undefined beyond that is looked up where the library is loaded. Raises ToolchainError.
     """
     toolchain = board_of(target).toolchain
-    with tempfile.TemporaryDirectory(prefix="outrider-link-") as folder:
-        for name, content in objects.items():
-            Path(folder, name).write_bytes(content)
-        _run_compiler(["-target", toolchain.target, *LINK_FLAGS, *sorted(objects), "-o", "artifact"], folder, target)
-        return Path(folder, "artifact").read_bytes()
+    return _made(objects, ["-target", toolchain.target, *OBJECTS_FLAGS, *sorted(objects)], target)
 
 
 def _build(
@@ -90,14 +86,19 @@ def _build(
 ) -> bytes:
     """`machine`: the compiler's names of the target and of the CPU, which an `-mcpu` among the flags overrides."""
     cpu = () if any(flag.startswith("-mcpu") for flag in flags) else (f"-mcpu={machine[1]}",)
-    with tempfile.TemporaryDirectory(prefix="outrider-build-") as folder:
-        for name, content in sources.items():
-            Path(folder, name).write_bytes(content.encode() if isinstance(content, str) else content)
-        inputs = sorted(name for name in sources if name.endswith(".c"))
-        _run_compiler(["-target", machine[0], *cpu, *flags, *inputs, "-o", "artifact"], folder, target)
-        data = Path(folder, "artifact").read_bytes()
+    inputs = sorted(name for name in sources if name.endswith(".c"))
+    data = _made(sources, ["-target", machine[0], *cpu, *flags, *inputs], target)
     write_file(out, data)
     return data
+
+
+def _made(files: Mapping[str, str | bytes], arguments: Sequence[str], target: Target) -> bytes:
+    """What the compiler makes in a fresh folder of these files."""
+    with tempfile.TemporaryDirectory(prefix="outrider-build-") as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content.encode() if isinstance(content, str) else content)
+        _run_compiler([*arguments, "-o", "artifact"], folder, target)
+        return Path(folder, "artifact").read_bytes()
 
 
 def _run_compiler(arguments: Sequence[str], folder: str, target: Target) -> None:
