@@ -8,6 +8,7 @@ open the result.
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import zlib
@@ -100,6 +101,20 @@ def read_index(file: BinaryIO, size: int) -> tuple[Entry, ...]:
     if expected != start:
         raise BadBundleError("the archive holds bytes that belong to no entry")
     return tuple(entries)
+
+
+def unpack(data: bytes, *, checksums: bool) -> dict[str, memoryview]:
+    """The files of an archive in memory, in file order, as views into it.
+
+    Raises as `read_index` does, and BadBundleError where `checksums` are to hold and one does not.
+    """
+    view = memoryview(data)
+    files = {}
+    for entry in read_index(io.BytesIO(data), len(data)):
+        files[entry.path] = content = view[entry.offset : entry.offset + entry.size]
+        if checksums and zlib.crc32(content) != entry.crc:
+            raise BadBundleError(f"the checksum of {entry.path!r} does not hold")
+    return files
 
 
 def _read_directory(file: BinaryIO, size: int) -> tuple[bytes, int]:

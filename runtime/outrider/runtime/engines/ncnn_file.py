@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from outrider.runtime.bundle.archive import pack, read_index
+from outrider.runtime.bundle.archive import pack, unpack
 from outrider.runtime.errors import BadBundleError
 
 NcnnPrecision = Literal["float32", "float16"]
@@ -62,10 +61,10 @@ class NcnnFile:
     @classmethod
     def unpack(cls, data: bytes) -> NcnnFile:
         """Take an artifact apart. Raises BadBundleError for anything but what `pack` makes."""
-        entries = read_index(io.BytesIO(data), len(data))
-        if [entry.path for entry in entries] != [PLAN, GRAPH, WEIGHTS]:
+        files = unpack(data, checksums=False)
+        if list(files) != [PLAN, GRAPH, WEIGHTS]:
             raise BadBundleError(f"an ncnn artifact holds {PLAN}, {GRAPH} and {WEIGHTS}, in this order")
-        plan, graph, weights = (data[entry.offset : entry.offset + entry.size] for entry in entries)
+        plan, graph, weights = map(bytes, files.values())
         try:
             return cls(plan=msgspec.json.decode(plan, type=NcnnPlan), graph=graph, weights=weights)
         except msgspec.MsgspecError as e:

@@ -12,10 +12,8 @@ The file is a zip archive in the canonical form of a bundle (stored entries, fix
 from __future__ import annotations
 
 import functools
-import io
 import sys
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from outrider.runtime.bundle.archive import pack, read_index
+from outrider.runtime.bundle.archive import pack, unpack
 from outrider.runtime.errors import BadBundleError, EngineMissingError
 
 WEIGHTS, GRAPH, SETTINGS = "openvino_model.bin", "openvino_model.xml", "settings.json"
@@ -61,13 +59,7 @@ def pack_files(files: OpenVinoFiles) -> bytes:
 
 def unpack_files(data: bytes) -> OpenVinoFiles:
     """What the artifact holds, with its checksums checked; copies no weights. Raises BadBundleError."""
-    view = memoryview(data)
-    found = {}
-    for entry in read_index(io.BytesIO(data), len(data)):
-        content = view[entry.offset : entry.offset + entry.size]
-        if zlib.crc32(content) != entry.crc:
-            raise BadBundleError(f"the checksum of {entry.path!r} does not hold")
-        found[entry.path] = content
+    found = unpack(data, checksums=True)
     if set(found) != {WEIGHTS, GRAPH, SETTINGS}:
         raise BadBundleError(f"not an OpenVINO artifact: it holds {sorted(found)}")
     try:
